@@ -1,0 +1,1 @@
+"""The HyperKD engine: streams rasters through models in a process of its own."""

@@ -1,0 +1,1 @@
+"""Model packages: metadata and weights, all that is needed to predict."""

@@ -1,0 +1,1 @@
+"""Rasters in and out: scenes, band tables, tiles, streaming and writing."""

@@ -1,0 +1,1 @@
+"""Training: samples, losses, metrics and one procedure a file."""
