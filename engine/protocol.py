@@ -12,12 +12,14 @@ import math
 import os
 import sys
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 LOG = logging.getLogger(__name__)
 
 PROTOCOL_VERSION = 1
+READ_SIZE_BYTES = 65536
 
 
 class ProtocolError(ValueError):
@@ -130,16 +132,30 @@ class EventWriter:
                 LOG.warning("The client no longer listens: %s", error)
 
 
-def claim_pipes() -> tuple[BinaryIO, BinaryIO]:
+def read_lines(descriptor: int) -> Iterator[bytes]:
+    """Yield whole lines until the pipe closes.
+
+    Reads the descriptor itself: a thread that waits in Python's buffered reader holds its lock,
+    and the interpreter cannot end while it does.
+    """
+    pending = b""
+    while chunk := os.read(descriptor, READ_SIZE_BYTES):
+        *lines, pending = (pending + chunk).split(b"\n")
+        yield from lines
+    if pending:
+        yield pending
+
+
+def claim_pipes() -> tuple[int, BinaryIO]:
     """Take the protocol's pipes away from everybody else in this process.
 
     Libraries (and the programs that they start) keep a standard input that is empty and a
     standard output that leads to standard error, so that no print can break the protocol.
 
     Returns:
-        the client's messages, and the stream for events to it.
+        the descriptor of the client's messages, and the stream for events to it.
     """
-    messages = os.fdopen(os.dup(0), "rb")
+    messages = os.dup(0)
     events = os.fdopen(os.dup(1), "wb")
     nothing = os.open(os.devnull, os.O_RDWR)
     os.dup2(nothing, 0)
@@ -157,7 +173,7 @@ def _parse_object(text: bytes) -> dict[str, Any]:
     try:
         fields = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ProtocolError(f"This is not JSON: {_shorten(text)} ({error}).") from error
+        raise ProtocolError(f"This is not JSON: {_shorten(text)}.") from error
     if not isinstance(fields, dict):
         raise ProtocolError(f"This is not a JSON object: {_shorten(text)}.")
     return fields
@@ -175,7 +191,7 @@ def _field(fields: dict[str, Any], name: str, kind: type[Any]) -> Any:
 
 
 def _shorten(text: bytes) -> str:
-    return repr(text[:80]) + (" …" if len(text) > 80 else "")
+    return repr(text[:80].decode("utf-8", "replace")) + (" …" if len(text) > 80 else "")
 
 
 def _plain(value: Any) -> Any:

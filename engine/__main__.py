@@ -1,0 +1,78 @@
+"""The engine's two commands: ``serve`` for the plugin, ``run`` for one job without a client."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+from engine.protocol import EventWriter, claim_pipes, read_lines
+from engine.version import engine_version
+from engine.worker import Worker, run_request
+
+DEFAULT_IDLE_MINUTES = 10.0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Do what the command line says.
+
+    Returns:
+        exit code; 0 is success.
+    """
+    options = _parser().parse_args(arguments)
+    _log_to_standard_error()
+    if options.command == "serve":
+        return serve(options.idle_minutes)
+    return run(options.request)
+
+
+def serve(idle_minutes: float) -> int:
+    """Serve the client at the other end of standard input and output until it goes."""
+    messages, events = claim_pipes()
+    worker = Worker(EventWriter(events), idle_s=idle_minutes * 60)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        # In a thread, because the main thread may hold the very locks that the end needs.
+        signal.signal(number, lambda *_: threading.Thread(target=worker.end).start())
+    worker.serve(read_lines(messages))
+    return 0
+
+
+def run(request: str) -> int:
+    """Do the job of a request file, or of standard input when the file is called ``-``."""
+    messages, events = claim_pipes()
+    try:
+        content = b"\n".join(read_lines(messages)) if request == "-" else Path(request).read_bytes()
+    except OSError as error:
+        logging.getLogger(__name__).error("The request file cannot be read: %s", error)
+        return 2
+    return run_request(content, EventWriter(events))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m engine", description=__doc__)
+    parser.add_argument("--version", action="version", version=engine_version())
+    commands = parser.add_subparsers(dest="command", required=True)
+    serving = commands.add_parser("serve", help="take jobs from standard input until it closes")
+    serving.add_argument(
+        "--idle-minutes",
+        type=float,
+        default=DEFAULT_IDLE_MINUTES,
+        help="end after this long without a job (default: %(default)s)",
+    )
+    running = commands.add_parser("run", help="do one job")
+    running.add_argument("request", help="JSON file with command and parameters, or - for input")
+    return parser
+
+
+def _log_to_standard_error() -> None:
+    form = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format=form)
+    logging.captureWarnings(True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
