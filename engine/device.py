@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 import warnings
 from dataclasses import dataclass
@@ -72,10 +71,8 @@ def describe_cuda() -> str:
 
 def has_native_bfloat16() -> bool:
     """Say whether the CPU has bfloat16 products as instructions (AVX-512 BF16, AMX or Arm's)."""
-    capability = torch.backends.cpu.get_cpu_capability()
-    if capability in ("AVX512", "AMX", "AVX512_BF16"):
-        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-    return _cpu_flags() >= {"bf16"}  # Arm's name for it
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
 @cache
@@ -133,16 +130,6 @@ def _try_gpu(name: str) -> tuple[str, str]:
     if not torch.equal(product, left @ left.T):
         return "", f"{name} computes wrongly"
     return f"{name}, {total_bytes / GIB:.0f} GiB", ""
-
-
-def _cpu_flags() -> set[str]:
-    """Read the processor's features; empty where the system does not tell."""
-    try:
-        with open("/proc/cpuinfo", encoding="ascii", errors="replace") as stream:
-            lines = [line for line in stream if line.startswith(("flags", "Features"))]
-    except OSError:
-        return set()
-    return set(lines[0].split()) if lines else set()
 
 
 def _product_time_s(dtype: torch.dtype) -> float:

@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from engine.errors import CancelledError, HyperKDError, RequestError
 from engine.jobs import find_job
