@@ -5,6 +5,9 @@ A message says what is wrong, which value it was, and ``remedy`` what to do abou
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 
 class HyperKDError(Exception):
     """Root of all errors that a user may see.
@@ -36,7 +39,14 @@ class BandTableError(HyperKDError, ValueError):
 
 
 class BandMatchError(HyperKDError, ValueError):
-    """The scene's bands do not cover those that the model needs."""
+    """The scene's bands do not cover those that the model needs.
+
+    ``rows`` are those of the match that was refused, one a model band, for reports.
+    """
+
+    def __init__(self, sentence: str, remedy: str = "", rows: Sequence[Any] = ()) -> None:
+        super().__init__(sentence, remedy)
+        self.rows = tuple(rows)
 
 
 class LabelError(HyperKDError, ValueError):

@@ -366,6 +366,7 @@ def _gap_error(rows: tuple[MatchRow, ...]) -> BandMatchError:
         f"needs, between {min(missing_nm):.0f} and {max(missing_nm):.0f} nm.",
         "Choose a model for this sensor, or check the scene's wavelengths and bad bands.\n"
         + _rows_as_text(rows),
+        rows,
     )
 
 
