@@ -1,0 +1,369 @@
+"""HyperKD: the student encoder over all bands, and the land cover classifier built on it.
+
+The encoder is the masked autoencoder's ViT of HyperKD (arXiv 2508.09453). Its width, depth and
+token size are not known from the paper, so they are settings; the presets say whose they are.
+The classifier puts a linear path on the full-resolution spectra beside it, because at 30 m most
+of the evidence is in the pixel, and lets the encoder add what held-out places confirmed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from engine.models.transformer import Block, init_transformer, sincos_positions
+
+BRIGHTNESS_MIN = 1e-4  # below this length a spectrum has no direction worth dividing by
+POINTWISE_TILE_PX = 512  # any size would do when no pixel sees another; this one keeps caches warm
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """The settings of the encoder.
+
+    Args:
+        in_channels: bands.
+        patch_px: side of the square of pixels that becomes one token.
+        embed_dim: width of a token, divisible by 4 and by ``num_heads``.
+        depth: transformer blocks.
+        num_heads: of attention.
+        mlp_ratio: hidden width of a block's MLP over ``embed_dim``.
+        dropout: in training.
+
+    Raises:
+        ValueError: a setting is out of range.
+    """
+
+    in_channels: int
+    patch_px: int = 1
+    embed_dim: int = 64
+    depth: int = 2
+    num_heads: int = 4
+    mlp_ratio: float = 4.0
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        sizes = (self.in_channels, self.patch_px, self.embed_dim, self.depth, self.num_heads)
+        if min(sizes) < 1:
+            raise ValueError(f"An encoder needs sizes of at least 1, not {sizes}.")
+        if self.embed_dim % 4 or self.embed_dim % self.num_heads:
+            raise ValueError(
+                f"The token width {self.embed_dim} must be divisible by 4 (positions) and by the "
+                f"{self.num_heads} heads."
+            )
+        if not 0.0 <= self.dropout < 1.0:
+            raise ValueError(f"Dropout is a share from 0 to below 1, not {self.dropout}.")
+
+
+def vit_b(in_channels: int, patch_px: int = 16) -> EncoderConfig:
+    """As wide as Prithvi-100M, so that its blocks can be copied and no projector is needed."""
+    return EncoderConfig(in_channels, patch_px, embed_dim=768, depth=12, num_heads=12)
+
+
+def d512(in_channels: int, patch_px: int = 16) -> EncoderConfig:
+    """The width of KARMA, a sibling of HyperKD on the same sensor; its depth is our choice."""
+    return EncoderConfig(in_channels, patch_px, embed_dim=512, depth=12, num_heads=8)
+
+
+class PatchEmbed(nn.Module):
+    """A square of pixels with all its bands becomes one token."""
+
+    def __init__(self, in_channels: int, patch_px: int, embed_dim: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(in_channels, embed_dim, kernel_size=patch_px, stride=patch_px)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W), sides divisible by the patch, to (B, D, H / patch, W / patch)."""
+        y: Tensor = self.proj(x)
+        return y
+
+
+class HyperKDEncoder(nn.Module):
+    """The student of HyperKD: a ViT over all bands with fixed positions and a CLS token.
+
+    Its decoder, for pre-training, is a module of its own and no part of a classifier.
+    """
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.patch_embed = PatchEmbed(config.in_channels, config.patch_px, config.embed_dim)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, config.embed_dim))
+        self.blocks = nn.ModuleList(
+            Block(config.embed_dim, config.num_heads, config.mlp_ratio, config.dropout)
+            for _index in range(config.depth)
+        )
+        self.norm = nn.LayerNorm(config.embed_dim)
+        self.apply(init_transformer)
+        nn.init.normal_(self.cls_token, std=0.02)
+        # As a linear layer over the flattened patch, which is what the convolution is.
+        nn.init.xavier_uniform_(self.patch_embed.proj.weight.data.flatten(1))
+
+    def forward(
+        self, x: Tensor, ids_keep: Tensor | None = None, token_valid: Tensor | None = None
+    ) -> Tensor:
+        """Encode normalised chips; positions are added before tokens are left out.
+
+        Args:
+            x: (B, C, H, W) normalised, sides divisible by ``patch_px``.
+            ids_keep: (B, N_kept) int64, the tokens to encode, 0-based in row order; None for all.
+                A teacher that gets the same ids sees the same ground.
+            token_valid: (B, N) bool, True = measured; others are never attended to.
+
+        Returns:
+            (B, 1 + N_kept, D): CLS first, then the tokens in the order of ``ids_keep``.
+        """
+        grid = self.patch_embed(x)
+        b, d, rows, cols = grid.shape
+        tokens = rearrange(grid, "b d r c -> b (r c) d")
+        tokens = tokens + sincos_positions(rows, cols, d).to(tokens)
+        if ids_keep is not None:
+            tokens = tokens.gather(1, ids_keep[..., None].expand(-1, -1, d))
+            token_valid = None if token_valid is None else token_valid.gather(1, ids_keep)
+        tokens = torch.cat([self.cls_token.to(tokens).expand(b, -1, -1), tokens], dim=1)
+        if token_valid is not None:
+            token_valid = F.pad(token_valid, (1, 0), value=True)  # CLS can always be looked at
+        for block in self.blocks:
+            tokens = block(tokens, token_valid)
+        encoded: Tensor = self.norm(tokens)
+        return encoded
+
+
+@dataclass(frozen=True)
+class ClassifierConfig:
+    """The settings of the classifier.
+
+    Args:
+        in_channels: C, bands.
+        num_classes: K.
+        encoder_gate: how much of the encoder's logits is added, 0 to 1. It is chosen on held-out
+            places; at 0 the encoder is not computed at all.
+        chip_px: side of the chips that the encoder was trained on.
+        halo_px: margin of a chip that is blended with its neighbours.
+        head_channels: width of the convolutional head.
+        patch_px, embed_dim, depth, num_heads, mlp_ratio, dropout: see `EncoderConfig`.
+
+    Raises:
+        ValueError: a setting is out of range.
+    """
+
+    in_channels: int
+    num_classes: int
+    encoder_gate: float = 0.0
+    chip_px: int = 20
+    halo_px: int = 4
+    head_channels: int = 64
+    patch_px: int = 1
+    embed_dim: int = 64
+    depth: int = 2
+    num_heads: int = 4
+    mlp_ratio: float = 4.0
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.num_classes < 2:
+            raise ValueError(f"A classifier needs two classes or more, not {self.num_classes}.")
+        if not 0.0 <= self.encoder_gate <= 1.0:
+            raise ValueError(f"The encoder's gate is a share, not {self.encoder_gate}.")
+        if not 0 <= 2 * self.halo_px < self.chip_px:
+            raise ValueError(
+                f"A chip of {self.chip_px} px has no core inside a halo of {self.halo_px} px."
+            )
+        _ = self.encoder  # its own checks
+
+    @property
+    def encoder(self) -> EncoderConfig:
+        """The part of the settings that describes the encoder."""
+        return EncoderConfig(
+            self.in_channels,
+            self.patch_px,
+            self.embed_dim,
+            self.depth,
+            self.num_heads,
+            self.mlp_ratio,
+            self.dropout,
+        )
+
+
+class SpectralPath(nn.Module):
+    """A linear layer on two views of each pixel's spectrum.
+
+    The first view is the reflectance, the second the spectrum at unit length, which brightness
+    and shade leave alone; both standardised by the training pixels. Computed in float32 always:
+    it is a small part of the work, and bfloat16's three digits would move class borders.
+    """
+
+    band_mean: Tensor
+    band_std: Tensor
+    unit_mean: Tensor
+    unit_std: Tensor
+
+    def __init__(self, in_channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.register_buffer("band_mean", torch.zeros(in_channels))
+        self.register_buffer("band_std", torch.ones(in_channels))
+        self.register_buffer("unit_mean", torch.zeros(in_channels))
+        self.register_buffer("unit_std", torch.ones(in_channels))
+        self.weight = nn.Parameter(torch.zeros(num_classes, 2 * in_channels))
+        self.bias = nn.Parameter(torch.zeros(num_classes))
+
+    @torch.no_grad()
+    def fit_views(self, spectra: Tensor, weight: Tensor) -> None:
+        """Set the normalisation from training pixels.
+
+        Args:
+            spectra: (N, C) reflectance.
+            weight: (N,) how much each counts, not all 0.
+        """
+        unit = unit_length(spectra, dim=1)
+        for values, mean, std in (
+            (spectra, self.band_mean, self.band_std),
+            (unit, self.unit_mean, self.unit_std),
+        ):
+            share = (weight / weight.sum()).to(values)[:, None]
+            mean.copy_((share * values).sum(dim=0))
+            spread = (share * (values - mean).square()).sum(dim=0).sqrt()
+            # A band that never changes tells nothing, and must not divide by 0.
+            std.copy_(torch.where(spread > 1e-6 * (1 + mean.abs()), spread, 1.0))
+
+    def views(self, spectra: Tensor) -> Tensor:
+        """Both standardised views of (N, C) spectra, side by side: (N, 2 C)."""
+        band = (spectra - self.band_mean) / self.band_std
+        unit = (unit_length(spectra, dim=1) - self.unit_mean) / self.unit_std
+        return torch.cat([band, unit], dim=1)
+
+    def normalise(self, reflectance: Tensor) -> Tensor:
+        """Standardise chips (B, C, H, W) by the training pixels."""
+        return (reflectance - self.band_mean[:, None, None]) / self.band_std[:, None, None]
+
+    def forward(self, reflectance: Tensor) -> Tensor:
+        """(B, C, H, W) reflectance to (B, K, H, W) logits, equal to ``views`` times the weights.
+
+        The standardisation is folded into the weights, so the pixels are read once for both
+        views: A r + (B r) / |r| + c.
+        """
+        b, c, h, w = reflectance.shape
+        with torch.autocast(reflectance.device.type, enabled=False):
+            band_weight, unit_weight = self.weight.float().split(c, dim=1)
+            band_weight = band_weight / self.band_std
+            unit_weight = unit_weight / self.unit_std
+            offset = self.bias - band_weight @ self.band_mean - unit_weight @ self.unit_mean
+            pixels = reflectance.float().reshape(b, c, h * w)
+            both = torch.cat([band_weight, unit_weight]) @ pixels
+            band, unit = both.chunk(2, dim=1)
+            length = torch.linalg.vector_norm(pixels, dim=1, keepdim=True)
+            logits = band + unit / length.clamp_min(BRIGHTNESS_MIN) + offset[:, None]
+        return logits.reshape(b, -1, h, w)
+
+
+def unit_length(spectra: Tensor, dim: int) -> Tensor:
+    """Divide spectra by their length; those too dark to have a direction stay short."""
+    length = torch.linalg.vector_norm(spectra, dim=dim, keepdim=True)
+    return spectra / length.clamp_min(BRIGHTNESS_MIN)
+
+
+class ConvHead(nn.Module):
+    """A convolutional head per pixel over up-sampled tokens joined with the spectra."""
+
+    def __init__(self, config: ClassifierConfig) -> None:
+        super().__init__()
+        width = config.head_channels
+        self.tokens = nn.Conv2d(config.embed_dim, width, kernel_size=1)
+        self.spectra = nn.Conv2d(config.in_channels, width, kernel_size=1)
+        self.mix = nn.Conv2d(2 * width, width, kernel_size=3, padding=1)
+        self.dropout = nn.Dropout2d(config.dropout)
+        self.classes = nn.Conv2d(width, config.num_classes, kernel_size=1)
+        # The head starts by adding nothing to the spectral path.
+        nn.init.zeros_(self.classes.weight)
+        nn.init.zeros_(self.classes.bias)  # type: ignore[arg-type]
+
+    def forward(self, grid: Tensor, x: Tensor) -> Tensor:
+        """Classify pixels.
+
+        Args:
+            grid: (B, D, H / patch, W / patch) encoded tokens.
+            x: (B, C, H, W) normalised spectra, 0 where not valid.
+
+        Returns:
+            (B, K, H, W) logits.
+        """
+        tokens = self.tokens(grid)
+        if tokens.shape[-2:] != x.shape[-2:]:
+            tokens = F.interpolate(tokens, size=x.shape[-2:], mode="bilinear")
+        joined = F.gelu(torch.cat([tokens, self.spectra(x)], dim=1))
+        logits: Tensor = self.classes(self.dropout(F.gelu(self.mix(joined))))
+        return logits
+
+
+class HyperKDClassifier(nn.Module):
+    """Land cover of each pixel: spectral path + gate * head(encoder, spectra).
+
+    Owns its normalisation (buffers of the spectral path), so the same spectrum gives the same
+    answer whatever chip it comes in.
+    """
+
+    def __init__(self, config: ClassifierConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.spectral = SpectralPath(config.in_channels, config.num_classes)
+        self.encoder = HyperKDEncoder(config.encoder)
+        self.head = ConvHead(config)
+
+    @property
+    def reach_px(self) -> int:
+        """How far a pixel's class may depend on others; attention sees its whole chip."""
+        return self.config.chip_px if self.config.encoder_gate > 0 else 0
+
+    @property
+    def tile_size_px(self) -> int:
+        """Side of a tile as it is read, halo included."""
+        return self.config.chip_px if self.config.encoder_gate > 0 else POINTWISE_TILE_PX
+
+    @property
+    def halo_px(self) -> int:
+        """Margin of a tile that its neighbours cover too; none when no pixel sees another."""
+        return self.config.halo_px if self.config.encoder_gate > 0 else 0
+
+    @property
+    def blend(self) -> bool:
+        """True when tiles must be blended because attention sees further than any halo."""
+        return self.config.encoder_gate > 0
+
+    def forward(self, reflectance: Tensor, valid: Tensor) -> Tensor:
+        """Classify chips of any size from one pixel up.
+
+        Args:
+            reflectance: (B, C, h, w) float32, 0 to 1.
+            valid: (B, h, w) bool, True = use; what stands elsewhere in ``reflectance`` does not
+                matter.
+
+        Returns:
+            (B, K, h, w) float32 logits; meaningless where not valid.
+        """
+        reflectance = reflectance.masked_fill(~valid[:, None], 0.0)
+        logits: Tensor = self.spectral(reflectance)
+        if self.config.encoder_gate > 0:
+            logits = logits + self.config.encoder_gate * self.context(reflectance, valid)
+        return logits
+
+    def context(self, reflectance: Tensor, valid: Tensor) -> Tensor:
+        """The encoder's share before the gate: (B, K, h, w) float32 logits.
+
+        Args: as in `forward`.
+        """
+        h, w = valid.shape[-2:]
+        patch_px = self.config.patch_px
+        padding = (0, -w % patch_px, 0, -h % patch_px)
+        valid = F.pad(valid, padding, value=False)
+        x = F.pad(self.spectral.normalise(reflectance), padding)
+        x = x.masked_fill(~valid[:, None], 0.0)
+        token_valid = F.max_pool2d(valid[:, None].float(), patch_px)[:, 0] > 0
+        tokens = self.encoder(x, token_valid=token_valid.flatten(1))
+        rows, cols = token_valid.shape[-2:]
+        grid = rearrange(tokens[:, 1:], "b (r c) d -> b d r c", r=rows, c=cols)
+        logits: Tensor = self.head(grid, x)[..., :h, :w]
+        return logits.float()
