@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import base64
 import math
-import os
 from collections.abc import Sequence
 from datetime import datetime
 from io import BytesIO
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from engine.errors import OutputError
+from engine.textfile import write_text
 from engine.version import engine_version
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
@@ -45,27 +43,6 @@ def render_report(template_name: str, path: str, **values: Any) -> Path:
     made_on = datetime.now().astimezone().strftime("%d %B %Y, %H:%M %Z")
     html = template.render(engine_version=engine_version(), made_on=made_on, **values)
     return write_text(path, html)
-
-
-def write_text(path: str, text: str) -> Path:
-    """Write a text file under a temporary name beside its destination, and rename it.
-
-    Raises:
-        OutputError: the file cannot be written.
-    """
-    destination = Path(path)
-    unfinished = destination.with_name(f".{destination.name}.{uuid4().hex[:8]}.part")
-    try:
-        unfinished.write_text(text, encoding="utf-8", newline="\n")
-        os.replace(unfinished, destination)
-    except OSError as error:
-        raise OutputError(
-            f"The report {destination} cannot be written ({error.strerror or error}).",
-            "Choose a folder that exists, is writable and has space.",
-        ) from error
-    finally:
-        unfinished.unlink(missing_ok=True)
-    return destination
 
 
 def new_figure(width_in: float, height_in: float) -> tuple[Figure, Any]:

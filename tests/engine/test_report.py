@@ -6,7 +6,6 @@ import pytest
 from jinja2 import UndefinedError
 
 from engine import report
-from engine.errors import OutputError
 from engine.report import (
     confusion_figure,
     figure_to_data_uri,
@@ -15,7 +14,6 @@ from engine.report import (
     format_percent,
     new_figure,
     render_report,
-    write_text,
 )
 
 TEMPLATE = """{% extends "base.html" %}{% import "parts.html" as parts %}
@@ -67,25 +65,6 @@ def test_report_with_a_missing_value_is_not_written(tmp_path, values):
     with pytest.raises(UndefinedError, match="'share' is undefined"):
         render_report("test.html", str(tmp_path / "report.html"), **values)
     assert not list(tmp_path.glob("*.html"))
-
-
-def test_missing_folder_is_named(tmp_path):
-    with pytest.raises(OutputError, match=r"missing/a\.txt cannot be written"):
-        write_text(str(tmp_path / "missing" / "a.txt"), "text")
-
-
-def test_failed_write_leaves_nothing_and_keeps_the_old_report(tmp_path, monkeypatch):
-    path = tmp_path / "report.txt"
-    path.write_text("old")
-
-    def refuse(source, destination):
-        raise PermissionError(13, "in use")
-
-    monkeypatch.setattr(report.os, "replace", refuse)
-    with pytest.raises(OutputError, match="in use"):
-        write_text(str(path), "new")
-    assert [entry.name for entry in tmp_path.iterdir() if entry.is_file()] == ["report.txt"]
-    assert path.read_text() == "old"
 
 
 def test_figure_becomes_a_png_inside_the_page():
