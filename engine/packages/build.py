@@ -1,0 +1,132 @@
+"""From a package to a model that runs: a fixed list of architectures, and nothing else."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+from torch import Tensor, nn
+
+from engine.errors import PackageError
+from engine.packages.item import DAMAGED_REMEDY, MOST_NAMED, problems_text
+
+if TYPE_CHECKING:
+    from engine.packages.package import ModelPackage
+
+ConfigT = TypeVar("ConfigT")
+
+
+class Architecture(NamedTuple):
+    """Where an architecture's code is; imported only when a package asks for it."""
+
+    module: str
+    model_class: str
+    config_class: str
+
+
+# The only code that a package can start: a key that is not here is refused.
+ARCHITECTURES: dict[str, Architecture] = {
+    "hyperkd-classifier": Architecture(
+        "engine.models.hyperkd", "HyperKDClassifier", "ClassifierConfig"
+    ),
+}
+
+
+def build_model(package: ModelPackage) -> nn.Module:
+    """Make the model of a package, with its weights, on the CPU, ready to predict.
+
+    Raises:
+        PackageError: the architecture is unknown, its settings are not valid, or the weights are
+            not those of the model that the settings describe.
+    """
+    info = package.info
+    architecture = ARCHITECTURES.get(info.architecture)
+    if architecture is None:
+        raise PackageError(
+            f"The model {info.name!r} has the architecture {info.architecture!r}, which this "
+            "engine does not have.",
+            f"It has {', '.join(sorted(ARCHITECTURES))}. Update HyperKD.",
+        )
+    module = import_module(architecture.module)
+    config = parse_config(getattr(module, architecture.config_class), info.config)
+    _check_sizes(config, band_count=len(info.bands), class_count=len(info.classes))
+    model: nn.Module = getattr(module, architecture.model_class)(config)
+    load_weights(model, package.state)
+    return model.eval()
+
+
+def parse_config(config_class: type[ConfigT], values: Mapping[str, Any]) -> ConfigT:
+    """Make an architecture's settings of what model.json holds.
+
+    Args:
+        config_class: a dataclass.
+        values: its fields by name; lists become tuples where the dataclass has tuples.
+
+    Raises:
+        PackageError: a setting is unknown, missing or of the wrong kind.
+    """
+    known = {field.name for field in dataclasses.fields(config_class)}  # type: ignore[arg-type]
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise PackageError(
+            f"The model has the setting {unknown[0]!r}, which its architecture does not know.",
+            "The package was made by a newer engine: update HyperKD.",
+        )
+    try:
+        return TypeAdapter(config_class).validate_python(dict(values))
+    except ValidationError as error:
+        raise PackageError(
+            f"The model's settings are not valid: {problems_text(error)}.",
+            DAMAGED_REMEDY,
+        ) from error
+
+
+def _check_sizes(config: Any, *, band_count: int, class_count: int) -> None:
+    """Refuse settings that are for other bands or classes than the package lists."""
+    for setting, expected, noun in (
+        ("in_channels", band_count, "bands"),
+        ("num_classes", class_count, "classes"),
+    ):
+        value = getattr(config, setting, expected)
+        if value != expected:
+            raise PackageError(
+                f"The model lists {expected} {noun}, but its setting {setting} is {value}.",
+                DAMAGED_REMEDY,
+            )
+
+
+def load_weights(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Put weights into a model; all of them, and no others.
+
+    Raises:
+        PackageError: names or shapes differ; the message names the first few.
+    """
+    wanted = model.state_dict()
+    differences = {
+        "missing": [name for name in wanted if name not in state],
+        "not of this model": [name for name in state if name not in wanted],
+        "of another shape": [
+            f"{name} {tuple(state[name].shape)} instead of {tuple(wanted[name].shape)}"
+            for name in wanted
+            if name in state and state[name].shape != wanted[name].shape
+        ],
+    }
+    found = [
+        f"{len(names)} {kind} ({', '.join(names[:MOST_NAMED])}{', …' * (len(names) > MOST_NAMED)})"
+        for kind, names in differences.items()
+        if names
+    ]
+    if found:
+        raise PackageError(
+            f"The weights do not fit the model: {'; '.join(found)}.",
+            "The package was put together from two models: take it as it was trained.",
+        )
+    try:
+        model.load_state_dict(dict(state), strict=True)
+    except RuntimeError as error:
+        raise PackageError(
+            f"The weights cannot be loaded: {error}", "Take the package as it was trained."
+        ) from error

@@ -1,0 +1,246 @@
+"""Writing ``model.json``: a STAC Item with the Machine Learning Model extension.
+
+Written to https://github.com/radiantearth/stac-spec (1.1.0) and
+https://github.com/stac-extensions/mlm (1.5.0). What neither has a field for is ``hyperkd:``;
+`engine.packages.item` reads it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import torch
+
+from engine.packages.item import FORMAT_VERSION, SHA256_PREFIX, WEIGHTS_NAME
+from engine.packages.metadata import ModelInfo
+from engine.raster.spectra import BandTable
+from engine.raster.style import ClassInfo
+
+# Classes stand inside mlm:output, whose schema checks them; the classification extension itself
+# would only look at the item's own fields, so it is not listed.
+EXTENSIONS = (
+    "https://stac-extensions.github.io/mlm/v1.5.0/schema.json",
+    "https://stac-extensions.github.io/eo/v2.0.0/schema.json",
+    "https://stac-extensions.github.io/file/v2.1.0/schema.json",
+    "https://stac-extensions.github.io/version/v1.2.0/schema.json",
+)
+
+
+@dataclass(frozen=True)
+class WeightsFile:
+    """What model.json says of the file of weights.
+
+    Args:
+        sha256: 64 hexadecimal digits.
+        size_bytes: length of the file.
+        parameter_count: numbers in all tensors.
+        memory_bytes: what they take when loaded.
+    """
+
+    sha256: str
+    size_bytes: int
+    parameter_count: int
+    memory_bytes: int
+
+
+def item_text(info: ModelInfo, weights: WeightsFile) -> bytes:
+    """Write model.json, as UTF-8."""
+    item = {
+        "type": "Feature",
+        "stac_version": "1.1.0",
+        "stac_extensions": list(EXTENSIONS),
+        "id": info.name,
+        **_place(info),
+        "properties": _plain(
+            {
+                "title": info.title,
+                "description": info.description,
+                "version": info.version,
+                "license": info.licence,
+                **_times(info),
+                "bands": _stac_bands(info.bands),
+                **_mlm_fields(info, weights),
+                **_hyperkd_fields(info),
+            }
+        ),
+        "links": [],
+        "assets": {"weights": _weights_asset(weights)},
+    }
+    return json.dumps(item, indent=2, ensure_ascii=False, allow_nan=False).encode()
+
+
+def _weights_asset(weights: WeightsFile) -> dict[str, Any]:
+    return {
+        "href": f"./{WEIGHTS_NAME}",
+        "title": "Weights",
+        "type": "application/vnd.safetensors",
+        "roles": ["mlm:model", "mlm:weights", "data"],
+        "mlm:artifact_type": "safetensors.torch.save_file",
+        "file:size": weights.size_bytes,
+        "file:checksum": SHA256_PREFIX + weights.sha256,
+    }
+
+
+def _place(info: ModelInfo) -> dict[str, Any]:
+    """GeoJSON's geometry and bbox; without an area, STAC wants null and no bbox."""
+    if info.training_area is None:
+        return {"geometry": None}
+    west, south, east, north = info.training_area
+    # RFC 7946, 3.1.9: what crosses the antimeridian is cut there.
+    spans = [(west, east)] if west <= east else [(west, 180.0), (-180.0, east)]
+    rings = [
+        [[[left, south], [right, south], [right, north], [left, north], [left, south]]]
+        for left, right in spans
+    ]
+    geometry = (
+        {"type": "Polygon", "coordinates": rings[0]}
+        if len(rings) == 1
+        else {"type": "MultiPolygon", "coordinates": rings}
+    )
+    return {"bbox": list(info.training_area), "geometry": geometry}
+
+
+def _times(info: ModelInfo) -> dict[str, str | None]:
+    """STAC's times: a range when the scenes' dates are known, else when the model was made."""
+    created = _utc(info.created)
+    if info.training_period is None:
+        return {"datetime": created, "created": created}
+    start, end = info.training_period
+    return {
+        "datetime": None,
+        "start_datetime": _utc(start),
+        "end_datetime": _utc(end),
+        "created": created,
+    }
+
+
+def _utc(time: datetime) -> str:
+    return time.astimezone(UTC).isoformat().replace("+00:00", "Z")
+
+
+def _stac_bands(bands: BandTable) -> list[dict[str, Any]]:
+    """STAC's bands, in micrometres; a width that is not known is left out."""
+    rows = []
+    for name, wavelength_nm, fwhm_nm in zip(
+        bands.names, bands.wavelength_nm, bands.fwhm_nm, strict=True
+    ):
+        row: dict[str, Any] = {
+            "name": name,
+            "eo:center_wavelength": round(float(wavelength_nm) / 1000, 7),
+        }
+        if np.isfinite(fwhm_nm):
+            row["eo:full_width_half_max"] = round(float(fwhm_nm) / 1000, 7)
+        rows.append(row)
+    return rows
+
+
+def _mlm_fields(info: ModelInfo, weights: WeightsFile) -> dict[str, Any]:
+    """The fields of the Machine Learning Model extension."""
+    fields: dict[str, Any] = {
+        "mlm:name": info.name,
+        "mlm:architecture": info.architecture,
+        "mlm:tasks": [info.task],
+        "mlm:framework": "PyTorch",
+        "mlm:framework_version": torch.__version__,
+        "mlm:total_parameters": weights.parameter_count,
+        "mlm:memory_size": weights.memory_bytes,
+        "mlm:input": [_mlm_input(info)],
+        "mlm:output": [_mlm_output(info)],
+    }
+    if info.config:  # the schema wants at least one, or none of the field
+        fields["mlm:hyperparameters"] = info.config
+    return fields
+
+
+def _mlm_input(info: ModelInfo) -> dict[str, Any]:
+    """What the model reads: (B, C, h, w) of any height and width, not normalised."""
+    return {
+        "name": "reflectance",
+        "description": f"{info.units}; the model normalises it by itself.",
+        "bands": list(info.bands.names),
+        "input": {
+            "shape": [-1, len(info.bands), -1, -1],
+            "dim_order": ["batch", "bands", "height", "width"],
+            "data_type": "float32",
+        },
+        "value_scaling": None,
+        "resize_type": None,
+    }
+
+
+def _mlm_output(info: ModelInfo) -> dict[str, Any]:
+    """What the model returns: (B, K, h, w), one channel a class in the order of the classes."""
+    return {
+        "name": "probabilities" if info.classes else "values",
+        "tasks": [info.task],
+        "result": {
+            "shape": [-1, len(info.classes) or -1, -1, -1],
+            "dim_order": ["batch", "class", "height", "width"],
+            "data_type": "float32",
+        },
+        "classification:classes": [_stac_class(part) for part in info.classes],
+    }
+
+
+def _stac_class(item: ClassInfo) -> dict[str, Any]:
+    """Write a class so that versions 1 and 2 of the classification extension take it.
+
+    1 asks for a description; 2 for a name without spaces, with a title for people.
+    """
+    slug = re.sub(r"[^0-9A-Za-z_-]+", "-", item.name).strip("-").lower()
+    return {
+        "value": item.value,
+        "name": slug or f"class-{item.value}",
+        "title": item.name,
+        "description": item.name,
+        "color_hint": item.color.removeprefix("#"),
+    }
+
+
+def _hyperkd_fields(info: ModelInfo) -> dict[str, Any]:
+    """Our own fields: what STAC and MLM have no place for, or only in another unit."""
+    bands = info.bands
+    return {
+        "hyperkd:format_version": FORMAT_VERSION,
+        "hyperkd:engine_version": info.engine_version,
+        "hyperkd:units": info.units,
+        "hyperkd:bands": [
+            {"name": name, "wavelength_nm": wavelength_nm, "fwhm_nm": fwhm_nm, "good": good}
+            for name, wavelength_nm, fwhm_nm, good in zip(
+                bands.names, bands.wavelength_nm, bands.fwhm_nm, bands.good, strict=True
+            )
+        ],
+        "hyperkd:normalisation": {"mean": info.normalisation.mean, "std": info.normalisation.std},
+        "hyperkd:tiling": {
+            "tile_size_px": info.tiling.tile_size_px,
+            "halo_px": info.tiling.halo_px,
+            "blend": info.tiling.blend,
+            "align_px": info.tiling.align_px,
+        },
+        "hyperkd:training": info.training,
+        "hyperkd:scores": {
+            name: score for name, score in info.scores.items() if np.isfinite(score)
+        },
+        "hyperkd:attribution": info.attribution,
+    }
+
+
+def _plain(value: Any) -> Any:
+    """Turn arrays, numpy numbers, paths and dates into what JSON has; NaN becomes null."""
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {str(key): _plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    if isinstance(value, float):
+        return value if np.isfinite(value) else None
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    return str(value)
