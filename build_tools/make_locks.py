@@ -54,8 +54,7 @@ def torch_for_cpu(entry: str) -> list[str]:
     others = "sys_platform != 'linux' or platform_machine != 'x86_64'"
     cpu_sums = [f"    --hash=sha256:{value}" for value in TORCH_CPU_SHA256.values()]
     return [
-        "# CPU build\n"
-        + " \\\n".join([f"torch=={version[1]}+cpu ; {linux}", *cpu_sums]),
+        "# CPU build\n" + " \\\n".join([f"torch=={version[1]}+cpu ; {linux}", *cpu_sums]),
         "\n".join([f"torch=={version[1]} ; {others} \\", *sums]),
     ]
 

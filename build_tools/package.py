@@ -45,7 +45,8 @@ def shipped_files() -> list[str]:
     # Attributes are set on folders too, and git does not hand those down to the files in them.
     paths = {str(path) for name in names for path in (Path(name), *Path(name).parents)} - {"."}
     answer = git("check-attr", "-z", "--stdin", "export-ignore", text="\0".join(sorted(paths)))
-    states = dict(zip(answer[0::3], answer[2::3]))
+    # Three fields a path: the path, the attribute's name, its state.
+    states = dict(zip(answer[0::3], answer[2::3], strict=True))
     return sorted(name for name in names if not is_left_out(states, name))
 
 
@@ -57,7 +58,9 @@ def write_zip(target: Path) -> int:
         for name in shipped_files():
             path = ROOT / name
             if not path.is_file():
-                raise SystemExit(f"{name} is tracked by git, but is not there; restore or git rm it.")
+                raise SystemExit(
+                    f"{name} is tracked by git, but is not there; restore or git rm it."
+                )
             entry = zipfile.ZipInfo(f"{FOLDER}/{name}", EPOCH)
             entry.compress_type = zipfile.ZIP_DEFLATED
             entry.external_attr = PLAIN_FILE
