@@ -1,0 +1,87 @@
+"""Classes as a layer's legend has them: value, name and colour for the engine."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qgis.core import (
+    QgsCategorizedSymbolRenderer,
+    QgsMapLayer,
+    QgsPalettedRasterRenderer,
+    QgsRasterLayer,
+    QgsVectorLayer,
+)
+from qgis.PyQt.QtCore import QVariant
+
+MAX_CLASS_VALUE = 255
+"""Class maps are uint8; 0 is nodata."""
+
+
+def legend_classes(layer: QgsMapLayer, class_field: str) -> list[dict[str, Any]]:
+    """Read the classes of a layer's legend.
+
+    Args:
+        layer: a vector layer with categories, or a raster layer with a palette.
+        class_field: of the vector layer; categories of another field do not count.
+
+    Returns:
+        ``value``, ``name`` and ``color`` (#rrggbb) of each class, and for vectors
+        ``field_value``; empty when the legend has no classes.
+    """
+    if isinstance(layer, QgsRasterLayer):
+        return _palette_classes(layer)
+    if isinstance(layer, QgsVectorLayer):
+        return _category_classes(layer, class_field)
+    return []
+
+
+def legend_field(layer: QgsMapLayer) -> str:
+    """Name the field that a vector layer's categories are made of; empty when there is none."""
+    renderer = layer.renderer() if isinstance(layer, QgsVectorLayer) else None
+    if not isinstance(renderer, QgsCategorizedSymbolRenderer):
+        return ""
+    name = renderer.classAttribute().strip().strip('"')
+    return name if layer.fields().lookupField(name) >= 0 else ""
+
+
+def _palette_classes(layer: QgsRasterLayer) -> list[dict[str, Any]]:
+    renderer = layer.renderer()
+    if not isinstance(renderer, QgsPalettedRasterRenderer):
+        return []
+    return [
+        {"value": int(entry.value), "name": entry.label, "color": entry.color.name()}
+        for entry in renderer.classes()
+        if 0 < entry.value <= MAX_CLASS_VALUE
+    ]
+
+
+def _category_classes(layer: QgsVectorLayer, class_field: str) -> list[dict[str, Any]]:
+    if not class_field or legend_field(layer) != class_field:
+        return []
+    # the category without a value is QGIS's "all other values"
+    categories = [
+        category
+        for category in layer.renderer().categories()
+        if not isinstance(category.value(), (QVariant, list)) and category.value() not in (None, "")
+    ]
+    values = _class_values([category.value() for category in categories])
+    return [
+        {
+            "value": value,
+            "name": category.label() or str(category.value()),
+            "color": category.symbol().color().name(),
+            "field_value": category.value(),
+        }
+        for value, category in zip(values, categories)
+    ]
+
+
+def _class_values(field_values: list[Any]) -> list[int]:
+    """Keep numbers that a class map can hold; otherwise number the classes from 1."""
+    whole = [
+        value for value in field_values if isinstance(value, int) and not isinstance(value, bool)
+    ]
+    usable = len(whole) == len(field_values) == len(set(whole))
+    if usable and all(0 < value <= MAX_CLASS_VALUE for value in whole):
+        return whole
+    return list(range(1, len(field_values) + 1))

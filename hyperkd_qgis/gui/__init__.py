@@ -1,0 +1,1 @@
+"""Widgets of the algorithms' dialogs; imported only where there is a window."""

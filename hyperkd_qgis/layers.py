@@ -1,0 +1,198 @@
+"""Result files to styled layers: named, in a group, in the order in which one looks at them.
+
+The engine writes the style into the file and beside it, so that any way to open the file looks
+right. What is done here is for the layer that arrives in the project after a run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Callable
+
+from osgeo import gdal
+from qgis.core import (
+    QgsColorRampShader,
+    QgsGradientColorRamp,
+    QgsGradientStop,
+    QgsLayerTree,
+    QgsLayerTreeGroup,
+    QgsMapLayer,
+    QgsPalettedRasterRenderer,
+    QgsProcessingContext,
+    QgsProcessingFeedback,
+    QgsProcessingLayerPostProcessorInterface,
+    QgsProject,
+    QgsRasterLayer,
+    QgsRasterShader,
+    QgsSingleBandPseudoColorRenderer,
+)
+from qgis.PyQt.QtGui import QColor
+
+CLASSES = "classes"
+SHARE = "share"
+
+# perceptually even from dark to light, readable in grey and for colour-blind eyes
+_RAMP = ("#440154", "#3b528b", "#21918c", "#5ec962", "#fde725")
+
+_alive: list[LayerFinisher] = []
+"""QGIS keeps no reference of the Python half of a post-processor: without one it does nothing."""
+
+
+@dataclass(frozen=True)
+class ResultLook:
+    """How one output becomes a layer.
+
+    Args:
+        kind: `CLASSES` for a class map, `SHARE` for values from 0 to 1.
+        title: what the layer shows; the scene's name is added.
+        rank: 0 lies on top.
+    """
+
+    kind: str
+    title: str
+    rank: int = 0
+
+
+class LayerFinisher(QgsProcessingLayerPostProcessorInterface):
+    """Styles one layer and puts it into its group, when QGIS has loaded it.
+
+    Args:
+        look: how the layer is to look.
+        group_name: of the layer tree.
+    """
+
+    def __init__(self, look: ResultLook, group_name: str) -> None:
+        super().__init__()
+        self._look = look
+        self._group_name = group_name
+        _alive.append(self)
+
+    def postProcessLayer(
+        self, layer: QgsMapLayer, context: QgsProcessingContext, feedback: QgsProcessingFeedback
+    ) -> None:
+        """Style the layer; called by QGIS in the main thread."""
+        if isinstance(layer, QgsRasterLayer) and layer.isValid():
+            _STYLES[self._look.kind](layer)
+            layer.triggerRepaint()
+        if not _tells_group_by_itself():
+            move_to_group(layer, self._group_name, self._look.rank)
+        if self in _alive:
+            _alive.remove(self)
+
+
+def finish_when_loaded(
+    context: QgsProcessingContext, path: str, look: ResultLook, default_name: str, scene_name: str
+) -> None:
+    """Arrange that an output which QGIS will load arrives named, styled and in a group.
+
+    Args:
+        context: of the run.
+        path: of the output.
+        look: how it is to look.
+        default_name: QGIS's name for it; another one was chosen by the user and stays.
+        scene_name: of the input layer.
+    """
+    if not path or not context.willLoadLayerOnCompletion(path):
+        return
+    details = context.layerToLoadOnCompletionDetails(path)
+    group_name = f"HyperKD: {scene_name}" if scene_name else "HyperKD"
+    if details.name in ("", default_name):
+        details.name = f"{look.title} of {scene_name}" if scene_name else look.title
+    if _tells_group_by_itself():
+        details.groupName = group_name
+        if hasattr(details, "layerSortKey"):
+            details.layerSortKey = look.rank
+    details.setPostProcessor(LayerFinisher(look, group_name))
+    context.addLayerToLoadOnCompletion(path, details)
+
+
+def forget_finishers() -> None:
+    """Let go of what waits for layers that never came; for the end of the plugin."""
+    _alive.clear()
+
+
+def style_classes(layer: QgsRasterLayer) -> None:
+    """Give a class map the colours and names of its file, unless its style file did so."""
+    if isinstance(layer.renderer(), QgsPalettedRasterRenderer):
+        return
+    provider = layer.dataProvider()
+    classes = QgsPalettedRasterRenderer.colorTableToClassData(provider.colorTable(1))
+    names = _category_names(layer.source())
+    shown = []
+    for entry in classes:
+        name = names.get(int(entry.value), "")
+        if name and entry.value != 0:  # the table has 256 colours; only classes have names
+            entry.label = name
+            shown.append(entry)
+    if shown:
+        layer.setRenderer(QgsPalettedRasterRenderer(provider, 1, shown))
+
+
+def style_share(layer: QgsRasterLayer) -> None:
+    """Give values from 0 to 1 a sequential ramp, unless the style file did so."""
+    if isinstance(layer.renderer(), QgsSingleBandPseudoColorRenderer):
+        return
+    stops = [
+        QgsGradientStop(number / (len(_RAMP) - 1), QColor(color))
+        for number, color in enumerate(_RAMP)
+    ]
+    ramp = QgsGradientColorRamp(QColor(_RAMP[0]), QColor(_RAMP[-1]), False, stops[1:-1])
+    function = QgsColorRampShader(0.0, 1.0, ramp)
+    function.setColorRampItemList(
+        [
+            QgsColorRampShader.ColorRampItem(stop.offset, stop.color, f"{stop.offset:.2f}")
+            for stop in stops
+        ]
+    )
+    shader = QgsRasterShader()
+    shader.setRasterShaderFunction(function)
+    renderer = QgsSingleBandPseudoColorRenderer(layer.dataProvider(), 1, shader)
+    renderer.setClassificationMin(0.0)
+    renderer.setClassificationMax(1.0)
+    layer.setRenderer(renderer)
+
+
+_STYLES: dict[str, Callable[[QgsRasterLayer], None]] = {
+    CLASSES: style_classes,
+    SHARE: style_share,
+}
+
+
+def move_to_group(layer: QgsMapLayer, group_name: str, rank: int) -> None:
+    """Move a layer of the project into a group beside it; nothing happens outside a project."""
+    project = layer.project() or QgsProject.instance()
+    node = project.layerTreeRoot().findLayer(layer.id())
+    if node is None:
+        return
+    parent = node.parent()
+    group = _child_group(parent, group_name) or parent.insertGroup(0, group_name)
+    copy = node.clone()
+    copy.setCustomProperty("hyperkd/rank", rank)
+    group.insertChildNode(_position(group, rank), copy)
+    parent.removeChildNode(node)
+
+
+def _position(group: QgsLayerTreeGroup, rank: int) -> int:
+    """Find the place of a rank; of two runs into one group, the newer lies on top."""
+    for position, child in enumerate(group.children()):
+        if int(child.customProperty("hyperkd/rank", rank)) >= rank:
+            return position
+    return len(group.children())
+
+
+def _child_group(parent: QgsLayerTreeGroup, name: str) -> QgsLayerTreeGroup | None:
+    for child in parent.children():
+        if QgsLayerTree.isGroup(child) and child.name() == name:
+            return child
+    return None
+
+
+def _tells_group_by_itself() -> bool:
+    # since 3.32 QGIS makes the group
+    return hasattr(QgsProcessingContext.LayerDetails, "groupName")
+
+
+def _category_names(source: str) -> dict[int, str]:
+    dataset = gdal.Open(source)  # kept in a variable: a band without its dataset crashes
+    names = dataset.GetRasterBand(1).GetCategoryNames() if dataset is not None else None
+    return dict(enumerate(names or ()))
