@@ -56,7 +56,7 @@ class _StacBand(_Part):
 
 class _Class(_Part):
     value: int
-    title: str
+    description: str
     color_hint: str
 
 
@@ -206,10 +206,7 @@ def info_from_item(item: ModelItem) -> ModelInfo:
         config=properties.config,
         task=properties.tasks[0],
         bands=_band_table(properties.bands),
-        classes=tuple(
-            ClassInfo(value=part.value, name=part.title, color=f"#{part.color_hint}")
-            for part in properties.outputs[0].classes
-        ),
+        classes=_make_classes(properties.outputs[0].classes),
         normalisation=Normalisation.of(normalisation.mean, normalisation.std),
         tiling=_make_tiling(properties.tiling),
         licence=properties.licence,
@@ -229,6 +226,19 @@ def _period(properties: _Properties) -> tuple[datetime, datetime] | None:
     if properties.start is None or properties.end is None:
         return None
     return properties.start, properties.end
+
+
+def _make_classes(parts: list[_Class]) -> tuple[ClassInfo, ...]:
+    """Turn the package's classes into those that maps are drawn with."""
+    try:
+        return tuple(
+            ClassInfo(value=part.value, name=part.description, color=f"#{part.color_hint}")
+            for part in parts
+        )
+    except ValueError as error:
+        raise PackageError(
+            f"The model's classes cannot be used: {error}", DAMAGED_REMEDY
+        ) from error
 
 
 def _make_tiling(part: _Tiling) -> Tiling:

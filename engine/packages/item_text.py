@@ -70,18 +70,20 @@ def item_text(info: ModelInfo, weights: WeightsFile) -> bytes:
             }
         ),
         "links": [],
-        "assets": {"weights": _weights_asset(weights)},
+        "assets": {"weights": _weights_asset(weights, info.bands)},
     }
     return json.dumps(item, indent=2, ensure_ascii=False, allow_nan=False).encode()
 
 
-def _weights_asset(weights: WeightsFile) -> dict[str, Any]:
+def _weights_asset(weights: WeightsFile, bands: BandTable) -> dict[str, Any]:
+    """The only asset; STAC 1.1 lets an item have bands only when an asset names them."""
     return {
         "href": f"./{WEIGHTS_NAME}",
         "title": "Weights",
         "type": "application/vnd.safetensors",
         "roles": ["mlm:model", "mlm:weights", "data"],
         "mlm:artifact_type": "safetensors.torch.save_file",
+        "bands": [{"name": name} for name in bands.names],
         "file:size": weights.size_bytes,
         "file:checksum": SHA256_PREFIX + weights.sha256,
     }
@@ -191,13 +193,12 @@ def _mlm_output(info: ModelInfo) -> dict[str, Any]:
 def _stac_class(item: ClassInfo) -> dict[str, Any]:
     """Write a class so that versions 1 and 2 of the classification extension take it.
 
-    1 asks for a description; 2 for a name without spaces, with a title for people.
+    1 asks for a description, which holds the name for people; 2 for a name without spaces.
     """
     slug = re.sub(r"[^0-9A-Za-z_-]+", "-", item.name).strip("-").lower()
     return {
         "value": item.value,
         "name": slug or f"class-{item.value}",
-        "title": item.name,
         "description": item.name,
         "color_hint": item.color.removeprefix("#"),
     }

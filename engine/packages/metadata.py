@@ -23,7 +23,6 @@ Task = Literal["semantic-segmentation", "regression", "generative"]
 # A name is a folder's name on every system, and a valid mlm:name.
 NAME_PATTERN = re.compile(r"[A-Za-z][A-Za-z0-9_.-]+[A-Za-z0-9]")
 LICENCE_PATTERN = re.compile(r"[\w.+-]+")  # SPDX identifiers, as STAC's licensing schema has them
-COLOR_PATTERN = re.compile(r"#[0-9A-Fa-f]{6}")
 CLASS_VALUES = range(1, 256)  # class maps are uint8, and 0 is their nodata
 
 
@@ -167,7 +166,7 @@ class ModelInfo:
 
 
 def _check_class(item: ClassInfo) -> None:
-    """Refuse a class that the map cannot show."""
+    """Refuse a class that a map of bytes cannot hold, or a legend cannot name."""
     if item.value not in CLASS_VALUES:
         raise PackageError(
             f"The class {item.name!r} has the value {item.value}.",
@@ -175,11 +174,6 @@ def _check_class(item: ClassInfo) -> None:
         )
     if not item.name.strip():
         raise PackageError(f"The class with value {item.value} has no name.", "Give it one.")
-    if not COLOR_PATTERN.fullmatch(item.color):
-        raise PackageError(
-            f"The class {item.name!r} has the colour {item.color!r}.",
-            "A colour is written '#rrggbb'.",
-        )
 
 
 def _check_area(area: Sequence[float] | None) -> None:

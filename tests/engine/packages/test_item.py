@@ -161,6 +161,24 @@ def test_a_class_more_than_outputs_is_refused():
         read(item)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"value": 0}, "Class value 0"), ({"color_hint": "red"}, "Colour '#red'")],
+)
+def test_classes_that_no_map_can_show_are_refused(change, message):
+    item = written()
+    item["properties"]["mlm:output"][0]["classification:classes"][1].update(change)
+    with pytest.raises(PackageError, match=f"classes cannot be used: {message}"):
+        read(item)
+
+
+def test_a_tiling_without_a_core_is_refused():
+    item = written()
+    item["properties"]["hyperkd:tiling"]["halo_px"] = 40
+    with pytest.raises(PackageError, match="tiling cannot be used: A tile of 64 px has no core"):
+        read(item)
+
+
 def test_weights_elsewhere_are_refused():
     item = written()
     item["assets"]["weights"]["href"] = "../../other/weights.safetensors"

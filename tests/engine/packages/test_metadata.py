@@ -51,10 +51,14 @@ def test_info_refuses_a_class_value_twice():
         tiny_info(classes=classes)
 
 
-@pytest.mark.parametrize("value", [0, -1, 256])
-def test_info_refuses_class_values_that_a_byte_cannot_hold_beside_nodata(value):
-    with pytest.raises(PackageError, match=rf"'a' has the value {value}"):
-        tiny_info(classes=(ClassInfo(value, "a", RED),))
+def test_info_refuses_class_values_that_a_byte_cannot_hold():
+    with pytest.raises(PackageError, match="'a' has the value 256"):
+        tiny_info(classes=(ClassInfo(256, "a", RED),))
+
+
+def test_info_refuses_a_class_without_a_name():
+    with pytest.raises(PackageError, match="class with value 7 has no name"):
+        tiny_info(classes=(ClassInfo(7, " ", RED),))
 
 
 @pytest.mark.parametrize("name", ["", "ab", "1model", "with space", "a/b", "../up", "end-"])
