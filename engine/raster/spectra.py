@@ -231,7 +231,7 @@ class _Matcher:
         best = min(
             candidates,
             key=lambda i: (
-                round(abs(self._wavelength_nm[i] - wavelength_nm), 3),
+                round(abs(float(self._wavelength_nm[i]) - wavelength_nm), 3),
                 self._names[i] != name,
                 abs(np.log(self._fwhm_nm[i] / fwhm_nm)),
                 i,
@@ -325,7 +325,7 @@ def _gaussian_weights(
     determinant = moment0 * moment2 - moment1**2
     if determinant <= 0 or weight.min() < -1e-3 * determinant:
         return None
-    return weight / determinant
+    return np.asarray(weight / determinant)
 
 
 def _axis_share_nm(
