@@ -1,0 +1,110 @@
+"""How the results of tiles become rows: cropped where that is exact, else blended.
+
+Only finished values (probabilities) are blended, never classes.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from engine.raster.tiles import Strip, Tile, Tiling, Window
+
+
+class Collector(Protocol):
+    """Takes the results of a strip's tiles and gives its finished rows."""
+
+    def begin(self, strip: Strip) -> None:
+        """Make room for a strip."""
+
+    def add(self, tile: Tile, values: Tensor) -> None:
+        """Take the (K, h, w) float32 values of ``tile.read``."""
+
+    def finish(self) -> Tensor:
+        """Give the (K, h, w) float32 values of the strip's core."""
+
+
+def make_collector(tiling: Tiling, out_channels: int, device: torch.device) -> Collector:
+    """Choose how tiles are put together."""
+    if tiling.blend:
+        return BlendCollector(tiling, out_channels, device)
+    return CropCollector(out_channels, device)
+
+
+def ramp(length: int, overlap: int) -> Tensor:
+    """Weights along one axis: 1 in the middle, straight ramps of ``overlap`` towards the ends.
+
+    No weight is zero, so that a pixel that only one tile covers has a value, and the weights of
+    two tiles that overlap by ``overlap`` sum to 1.
+
+    Returns:
+        (length,) float32, each in (0, 1].
+    """
+    rising = (torch.arange(length, dtype=torch.float32) + 0.5) / max(overlap, 1)
+    return torch.minimum(rising, rising.flip(0)).clamp(max=1.0)
+
+
+class CropCollector:
+    """Keeps the core of each tile: exact when the halo is at least the model's reach."""
+
+    def __init__(self, out_channels: int, device: torch.device) -> None:
+        self._out_channels = out_channels
+        self._device = device
+
+    def begin(self, strip: Strip) -> None:
+        """Make room for a strip."""
+        self._core = strip.core
+        shape = (self._out_channels, strip.core.height, strip.core.width)
+        self._values = torch.zeros(shape, device=self._device)
+
+    def add(self, tile: Tile, values: Tensor) -> None:
+        """Keep the core of ``values``, (K, h, w) of ``tile.read``."""
+        rows, cols = tile.core.slices_in(tile.read)
+        to_rows, to_cols = tile.core.slices_in(self._core)
+        self._values[:, to_rows, to_cols] = values[:, rows, cols]
+
+    def finish(self) -> Tensor:
+        """Give the values of the strip's core."""
+        return self._values
+
+
+class BlendCollector:
+    """Weighted mean of all tiles that cover a pixel; holds the rows that are not finished yet."""
+
+    def __init__(self, tiling: Tiling, out_channels: int, device: torch.device) -> None:
+        self._overlap = 2 * tiling.halo_px
+        self._out_channels = out_channels
+        self._device = device
+        self._window: Window | None = None
+        self._sums = torch.empty(0, device=device)
+        self._weights = torch.empty(0, device=device)
+
+    def begin(self, strip: Strip) -> None:
+        """Make room for a strip, below the unfinished rows of the last one."""
+        window = strip.read
+        sums = torch.zeros((self._out_channels, window.height, window.width), device=self._device)
+        weights = torch.zeros((window.height, window.width), device=self._device)
+        if self._window is not None and self._window.row_stop > window.row_off:
+            above = slice(window.row_off - self._window.row_off, self._window.height)
+            kept = above.stop - above.start
+            sums[:, :kept], weights[:kept] = self._sums[:, above], self._weights[above]
+        self._window, self._core = window, strip.core
+        self._sums, self._weights = sums, weights
+
+    def add(self, tile: Tile, values: Tensor) -> None:
+        """Add ``values``, (K, h, w) of ``tile.read``, by their weights."""
+        assert self._window is not None
+        rows, cols = tile.read.slices_in(self._window)
+        height, width = tile.read.height, tile.read.width
+        weight = torch.outer(ramp(height, self._overlap), ramp(width, self._overlap))
+        weight = weight.to(self._device)
+        self._sums[:, rows, cols] += values * weight
+        self._weights[rows, cols] += weight
+
+    def finish(self) -> Tensor:
+        """Give the blended values of the strip's core."""
+        assert self._window is not None
+        rows, cols = self._core.slices_in(self._window)
+        return self._sums[:, rows, cols] / self._weights[rows, cols]

@@ -1,0 +1,330 @@
+"""Runs a model over a scene: a reader thread, the device and a writer thread at the same time.
+
+Stored integers travel to the device and become reflectance there. Memory is bounded by a few
+pieces and strips, see `engine.raster.tiles`, whatever the size of the scene.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import groupby
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import rasterio
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+from engine.errors import DeviceError, RequestError
+from engine.feedback import Feedback
+from engine.raster.blend import make_collector
+from engine.raster.pieces import PieceData, PieceReader, Stored, largest_piece_px
+from engine.raster.reflectance import Reflectance
+from engine.raster.scene import Scene, SceneReader
+from engine.raster.spectra import BandMatch
+from engine.raster.threads import Crew, Relay
+from engine.raster.tiles import Strip, Tile, Tiling, Window, choose_piece_shape, plan_strips
+
+log = logging.getLogger(__name__)
+
+Sink = Callable[[Window, NDArray[np.float32], NDArray[np.bool_]], None]
+ValidMask = Callable[[Window], NDArray[np.bool_]]
+
+# Stored bytes of a piece. Three pieces are held: one is read, one waits, one is computed.
+_PIECE_BYTES = 32 * 2**20
+_BUFFERS = 3
+# GDAL's own cache has to hold the blocks of one piece and no more: its default, 5 % of the
+# machine's memory, would grow with the scene.
+_GDAL_CACHE_BYTES = 4 * _PIECE_BYTES
+# Reflectance bytes of a batch. A CPU gains nothing from more than its caches hold.
+_BATCH_BYTES = {"cpu": 32 * 2**20, "cuda": 256 * 2**20}
+
+
+class StripModel(Protocol):
+    """What can be run over a scene."""
+
+    @property
+    def tiling(self) -> Tiling:
+        """How the input is to be cut."""
+
+    @property
+    def out_channels(self) -> int:
+        """K, values per pixel of the result."""
+
+    def __call__(self, reflectance: Tensor, valid: Tensor) -> Tensor:
+        """Map reflectance to finished values.
+
+        Args:
+            reflectance: (B, C, h, w) float32, 0 to 1, any h and w from 1; 0 where not valid.
+            valid: (B, h, w) bool, True = use.
+
+        Returns:
+            (B, K, h, w) values that may be averaged: probabilities, not classes.
+        """
+
+
+@dataclass(frozen=True, eq=False)
+class _Rows:
+    """A finished strip on its way to the writer thread."""
+
+    window: Window
+    values: Tensor  # (K, h, W) float32, on the device
+    valid: NDArray[np.bool_]  # (h, W)
+
+
+def stream_scene(
+    scene: Scene,
+    match: BandMatch,
+    model: StripModel,
+    sink: Sink,
+    *,
+    device: torch.device,
+    precision: Literal["float32", "bfloat16"] = "float32",
+    extent: Window | None = None,
+    valid_mask: ValidMask | None = None,
+    tile_size_px: int | None = None,
+    feedback: Feedback,
+    step: str = "Running the model",
+    piece_bytes: int = _PIECE_BYTES,
+) -> None:
+    """Run a model over a scene.
+
+    Pixels outside ``valid_mask`` are still shown to the model as neighbours; only their results
+    are left out. A result does not depend on ``extent``, and for models with an exact halo not on
+    ``tile_size_px`` and ``piece_bytes`` either.
+
+    Args:
+        scene: to read.
+        match: which bands to read, and how they become the model's.
+        model: to run; on ``device`` already.
+        sink: called in a thread of its own, in row order, with a window over all columns of the
+            extent, (K, h, W) values, and (h, W) valid; values are 0 where not valid.
+        device: to run on.
+        precision: bfloat16 runs the model under autocast.
+        extent: part of the scene that is wanted; None: all.
+        valid_mask: (h, w) True where a result is wanted, for any window; called in the reader
+            thread.
+        tile_size_px: replaces the model's.
+        feedback: told the progress; asked about a cancel between batches.
+        step: name of the work in the progress message.
+        piece_bytes: stored bytes that are read at a time.
+
+    Raises:
+        CancelledError: the user cancelled.
+        RequestError: the tile size leaves no pixel after the model's halo.
+        SceneError: the file cannot be read to its end.
+        DeviceError: a single tile does not fit into the device's memory.
+    """
+    extent = extent or Window(0, 0, scene.height, scene.width)
+    tiling = _resize(model.tiling, tile_size_px)
+    pixel_bytes = len(match.scene_band_index) * scene.dtype.itemsize
+    piece_px = max(1, piece_bytes // pixel_bytes)
+    piece_shape = choose_piece_shape(extent, tiling, scene.block_shape, scene.width, piece_px)
+    strips = plan_strips(extent, tiling, scene.height, scene.width, piece_shape)
+    stage = _DeviceStage(scene, match, model, tiling, device, precision, feedback)
+
+    with Crew() as crew, _cancel_between_layers(feedback):
+        free: Relay[Stored] = crew.relay(_BUFFERS)
+        pieces: Relay[PieceData] = crew.relay(_BUFFERS)
+        finished: Relay[_Rows | None] = crew.relay(1)
+        for _ in range(_BUFFERS):
+            size = len(match.scene_band_index) * largest_piece_px(strips)
+            free.put(_new_buffer(size, scene.dtype, device))
+        reader = partial(_read, scene, match, strips, valid_mask, free, pieces)
+        crew.start("reader", reader, abandon=True)
+        crew.start("writer", partial(_write, finished, sink))
+        for position, strip in enumerate(strips):
+            feedback.progress(position / len(strips), step)
+            rows = stage.run(strip, pieces, free)
+            finished.put(rows, feedback.raise_if_cancelled)
+        finished.put(None, feedback.raise_if_cancelled)
+        crew.wait(feedback.raise_if_cancelled)
+    feedback.progress(1.0, step)
+
+
+def _resize(tiling: Tiling, tile_size_px: int | None) -> Tiling:
+    """Give the tiles the side that the user asked for, in whole tokens."""
+    if tile_size_px is None:
+        return tiling
+    side = -(-tile_size_px // tiling.align_px) * tiling.align_px
+    if side < tiling.smallest_tile_px:
+        raise RequestError(
+            f"A tile size of {tile_size_px} px leaves nothing of a tile: the model needs a margin "
+            f"of {tiling.margin_px} px on each side.",
+            f"Choose at least {tiling.smallest_tile_px} px, or none for the model's own "
+            f"{tiling.tile_size_px} px.",
+        )
+    return replace(tiling, tile_size_px=side)
+
+
+def _new_buffer(size: int, dtype: np.dtype[Any], device: torch.device) -> Stored:
+    """Allocate what a piece is read into; pinned where that lets copies to the device overlap."""
+    if device.type != "cuda":
+        return np.empty(size, dtype)
+    pinned = torch.empty(size * dtype.itemsize, dtype=torch.uint8, pin_memory=True)
+    return pinned.numpy().view(dtype)
+
+
+def _read(
+    scene: Scene,
+    match: BandMatch,
+    strips: Sequence[Strip],
+    valid_mask: ValidMask | None,
+    free: Relay[Stored],
+    pieces: Relay[PieceData],
+) -> None:
+    """Work of the reader thread."""
+    options = {"GDAL_CACHEMAX": _GDAL_CACHE_BYTES, "GDAL_NUM_THREADS": "ALL_CPUS"}
+    with rasterio.Env(**options), SceneReader(scene, match.scene_band_index) as source:
+        reader = PieceReader(source, len(match.scene_band_index), strips, valid_mask)
+        for piece in reader.pieces(free.get):
+            pieces.put(piece)
+
+
+def _write(finished: Relay[_Rows | None], sink: Sink) -> None:
+    """Work of the writer thread."""
+    while (rows := finished.get()) is not None:
+        values = rows.values.cpu().numpy()
+        np.copyto(values, 0, where=~rows.valid)
+        sink(rows.window, values, rows.valid)
+
+
+@contextmanager
+def _cancel_between_layers(feedback: Feedback) -> Iterator[None]:
+    """Look for a cancel before each layer too: a batch may take seconds on a slow CPU."""
+    main = threading.get_ident()
+
+    def look(module: torch.nn.Module, args: Any) -> None:
+        if threading.get_ident() == main:
+            feedback.raise_if_cancelled()
+
+    hook = register_module_forward_pre_hook(look)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+class _DeviceStage:
+    """Work of the device: pieces in, finished rows out."""
+
+    def __init__(
+        self,
+        scene: Scene,
+        match: BandMatch,
+        model: StripModel,
+        tiling: Tiling,
+        device: torch.device,
+        precision: Literal["float32", "bfloat16"],
+        feedback: Feedback,
+    ) -> None:
+        self._prepare = Reflectance(scene, match, device)
+        self._collector = make_collector(tiling, model.out_channels, device)
+        self._blend = tiling.blend
+        self._model = model
+        self._device = device
+        self._precision = precision
+        self._feedback = feedback
+        self._batch_limit: int | None = None  # set when the device's memory was too small
+
+    def run(self, strip: Strip, pieces: Relay[PieceData], free: Relay[Stored]) -> _Rows:
+        """Run the model over the pieces of a strip, which arrive from the reader."""
+        self._collector.begin(strip)
+        valid = np.zeros((strip.core.height, strip.core.width), np.bool_)
+        for _ in strip.pieces:
+            data = pieces.get(self._feedback.raise_if_cancelled)
+            valid[data.piece.core.slices_in(strip.core)] = self._run_piece(data, free)
+        return _Rows(strip.core, self._collector.finish(), valid)
+
+    def _run_piece(self, data: PieceData, free: Relay[Stored]) -> NDArray[np.bool_]:
+        """Run the model over a piece; (h, w) of its core, True where there is a result."""
+        piece = data.piece
+        with torch.inference_mode():
+            reflectance, valid = self._prepare(data.stored)
+            seen: NDArray[np.bool_] = valid.cpu().numpy()  # on CUDA, waits for the copy: now the
+            free.put(data.buffer)  # buffer may be filled again
+            tiles = [tile for tile in piece.tiles if self._has_work(tile, data, seen)]
+            self._run_tiles(tiles, piece.read, reflectance, valid)
+        result = seen[piece.core.slices_in(piece.read)]
+        return result if data.wanted is None else result & data.wanted
+
+    def _has_work(self, tile: Tile, data: PieceData, seen: NDArray[np.bool_]) -> bool:
+        """Whether a tile has a valid pixel, and one that is wanted where its result goes."""
+        if not seen[tile.read.slices_in(data.piece.read)].any():
+            return False
+        # A blended tile also adds to pixels outside its core, in other pieces: run it always.
+        if self._blend or data.wanted is None:
+            return True
+        return bool(data.wanted[tile.core.slices_in(data.piece.core)].any())
+
+    def _run_tiles(
+        self, tiles: Sequence[Tile], window: Window, reflectance: Tensor, valid: Tensor
+    ) -> None:
+        """Run tiles in batches of one shape; ``reflectance`` and ``valid`` cover ``window``."""
+        ordered = sorted(tiles, key=_shape)
+        for _, group in groupby(ordered, key=_shape):
+            waiting = list(group)
+            while waiting:
+                self._feedback.raise_if_cancelled()
+                batch = waiting[: self._batch_size(waiting[0], len(reflectance))]
+                where = [tile.read.slices_in(window) for tile in batch]
+                try:
+                    values = self._forward(
+                        _stack([reflectance[:, rows, cols] for rows, cols in where]),
+                        _stack([valid[rows, cols] for rows, cols in where]),
+                    )
+                except torch.OutOfMemoryError as error:
+                    self._halve(batch, error)
+                    continue
+                for tile, result in zip(batch, values, strict=True):
+                    self._collector.add(tile, result)
+                waiting = waiting[len(batch) :]
+
+    def _forward(self, reflectance: Tensor, valid: Tensor) -> Tensor:
+        """Run the model on (B, C, h, w); autocast lives here and nowhere else."""
+        half = self._precision == "bfloat16"
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=half):
+            values = self._model(reflectance, valid)
+        b, _, h, w = reflectance.shape
+        expected = (b, self._model.out_channels, h, w)
+        if tuple(values.shape) != expected:
+            raise ValueError(f"The model returned {tuple(values.shape)} instead of {expected}.")
+        return values.float()
+
+    def _batch_size(self, tile: Tile, channels: int) -> int:
+        tile_bytes = 4 * channels * tile.read.height * tile.read.width
+        size = max(1, _BATCH_BYTES.get(self._device.type, _BATCH_BYTES["cpu"]) // tile_bytes)
+        return size if self._batch_limit is None else min(size, self._batch_limit)
+
+    def _halve(self, batch: Sequence[Tile], error: torch.OutOfMemoryError) -> None:
+        """Go on with half the batch after the device's memory was too small."""
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+        if len(batch) == 1:
+            rows, cols = _shape(batch[0])
+            raise DeviceError(
+                f"The memory of {self._device} is too small for one tile of {rows} x {cols} px.",
+                "Choose a smaller tile size, or the CPU.",
+            ) from error
+        self._batch_limit = len(batch) // 2
+        self._feedback.warning(
+            f"The memory of {self._device} is too small for {len(batch)} tiles at a time: "
+            f"going on with {self._batch_limit}."
+        )
+
+
+def _stack(tensors: list[Tensor]) -> Tensor:
+    """Same as `torch.stack`, without a copy for a single one."""
+    return torch.stack(tensors) if len(tensors) > 1 else tensors[0][None]
+
+
+def _shape(tile: Tile) -> tuple[int, int]:
+    """Rows and columns that the model is given."""
+    return tile.read.height, tile.read.width
