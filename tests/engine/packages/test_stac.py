@@ -36,9 +36,10 @@ def item(request):
 def core_errors(item):
     """What STAC's own schema says; the extensions' are not in the wheel and are left out."""
     pystac = pytest.importorskip("pystac", reason="pystac[validation] carries STAC's schemas")
+    validation = pytest.importorskip("pystac.validation")
     pytest.importorskip("jsonschema", reason="pystac validates with jsonschema")
     try:
-        pystac.validation.validate_dict({**item, "stac_extensions": []})
+        validation.validate_dict({**item, "stac_extensions": []})
     except pystac.errors.STACValidationError as error:
         return str(error)
     return ""
@@ -48,7 +49,7 @@ def test_it_is_a_stac_item(item):
     assert core_errors(item) == ""
 
 
-@pytest.mark.parametrize("field", ["geometry", "links", "assets", "properties"])
+@pytest.mark.parametrize("field", ["geometry", "assets", "properties"])
 def test_the_check_of_stac_items_finds_what_is_missing(field):
     item = json.loads(item_text(tiny_info(), WEIGHTS))
     del item[field]
