@@ -67,5 +67,5 @@ echo "[setup] installing Debian packages:$missing" >&2
 as_root apt-get update -q >&2
 # A lock that another apt holds is waited for: unattended upgrades run on fresh machines.
 # shellcheck disable=SC2086
-as_root env DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=300 install -y -q \
+as_root env DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=300 install -y -qq -o Dpkg::Use-Pty=0 \
     --no-install-recommends $missing < /dev/null >&2
