@@ -336,5 +336,5 @@ def _sample(scene: Scene) -> NDArray[Any]:
 
 
 def _valid(values: NDArray[Any], nodata: float | None) -> NDArray[Any]:
-    finite = values[np.isfinite(values)]
+    finite: NDArray[Any] = values[np.isfinite(values)]
     return finite if nodata is None else finite[finite != nodata]

@@ -75,10 +75,7 @@ def sensor_facts(dataset: DatasetReader) -> BandFacts | None:
         rows, how = list(range(dataset.count)), "in the order of the table"
     if rows is None:
         return None
-    note = (
-        f"{dataset.name} gives no wavelengths; its bands were taken {how} as those of "
-        f"{sensor.name}."
-    )
+    note = f"No wavelengths are stated: the bands were taken {how} as those of {sensor.name}."
     facts = _rows_of(table, rows, note)
     return _with_known_scale(facts, sensor, dataset.name)
 
