@@ -188,12 +188,14 @@ class EngineClient:
         job = str(next(self._job_numbers))
         with _mailbox(process, job) as mailbox:
             process.send(run_message(job, command, parameters))
-            final = _JobWatch(process, job, mailbox, listener, self.log_path).wait()
+            watch = _JobWatch(process, job, mailbox, listener, self.log_path)
+            final = watch.wait()
         if final.name == "result":
             result = final.fields.get("result")
             return result if isinstance(result, dict) else {}
         if final.text("error") == "CancelledError":
-            raise JobCancelledError
+            # an engine that is about to end, idle, cancels what comes in that moment
+            raise JobCancelledError if watch.cancelled else _EngineLostError
         raise EngineJobError(final.text("error"), final.text("message"), final.text("remedy"))
 
     def _ready_process(self, listener: JobListener) -> tuple[EngineProcess, Event]:
@@ -289,6 +291,11 @@ class _JobWatch:
         self._has_begun = False
         self._cancel_limit_s: float | None = None
 
+    @property
+    def cancelled(self) -> bool:
+        """Say whether the user wanted to stop."""
+        return self._cancel_limit_s is not None
+
     def wait(self) -> Event:
         """Wait for the job's ``error`` or ``result``.
 
@@ -329,7 +336,7 @@ class _JobWatch:
             self._listener.warning(event.text("message"))
 
     def _lost(self) -> Exception:
-        if self._cancel_limit_s is not None:
+        if self.cancelled:
             return JobCancelledError()
         code, tail = self._process.exit_report()
         ended_idle = code == 0 and not self._has_begun

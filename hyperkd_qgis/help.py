@@ -1,7 +1,7 @@
 """Help of the algorithms: one Markdown file each, for the dialog, tooltips and the command line.
 
 The subset of Markdown is what the files need: headings, paragraphs, lists, fenced code, `code`,
-**bold** and [links](https://…). Sections are headings of the second level.
+**bold**, *emphasis* and [links](https://…). Sections are headings of the second level.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ _FENCE = "```"
 _INLINE = (
     (re.compile(r"`([^`]+)`"), r"<code>\1</code>"),
     (re.compile(r"\*\*([^*]+)\*\*"), r"<b>\1</b>"),
+    (re.compile(r"(?<!\*)\*([^*\s][^*]*)\*(?!\*)"), r"<i>\1</i>"),
     (re.compile(r"\[([^\]]+)\]\((https://[^)\s]+)\)"), r'<a href="\2">\1</a>'),
 )
 
@@ -42,13 +43,13 @@ class HelpPage:
     def entries(self) -> dict[str, str]:
         """Collect the lines that explain a parameter or an output, by its name, as plain text."""
         matches = (_ENTRY.match(line) for line in _joined_lines(self.text))
-        return {match["name"]: match["text"].replace("`", "") for match in matches if match}
+        return {match["name"]: _plain(match["text"]) for match in matches if match}
 
     def first_sentence(self) -> str:
         """Read the first paragraph, for one-line descriptions."""
         for block in self.text.split("\n\n"):
             if block.strip() and not block.startswith("#"):
-                return " ".join(block.split()).replace("`", "")
+                return _plain(" ".join(block.split()))
         return ""
 
     def as_html(self) -> str:
@@ -95,6 +96,10 @@ def _render_line(line: str, is_item: bool) -> str:
     if line.startswith("#"):
         return f"<h3>{_inline(line.lstrip('# '))}</h3>"
     return f"<li>{_inline(line[2:])}</li>" if is_item else f"<p>{_inline(line)}</p>"
+
+
+def _plain(text: str) -> str:
+    return text.replace("`", "").replace("*", "")
 
 
 def _inline(text: str) -> str:

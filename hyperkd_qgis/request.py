@@ -32,12 +32,6 @@ def toolbox_results(result: Mapping[str, Any], declared: set[str]) -> dict[str, 
     return {name: value for name, value in results.items() if name in declared}
 
 
-def request_text(command: str, parameters: Mapping[str, Any]) -> str:
-    """Write the file that ``python -m engine run`` takes, to repeat a run without QGIS."""
-    request = {"command": command, "parameters": parameters}
-    return json.dumps(request, indent=2, ensure_ascii=False)
-
-
 def hello_message() -> bytes:
     """Ask who is there."""
     return _encode({"type": "hello", "protocol": PROTOCOL_VERSION})

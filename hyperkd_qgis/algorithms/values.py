@@ -104,9 +104,7 @@ class ValueReader:
         names = [found.name() for found in layer.fields()]
         if not field:
             listed = ", ".join(names)
-            return (
-                f"{layer.name()} is a vector layer: choose the field of its classes ({listed})."
-            )
+            return f"{layer.name()} is a vector layer: choose the field of its classes ({listed})."
         if field not in names:
             return f"{layer.name()} has no field {field}. Its fields are {', '.join(names)}."
         return ""

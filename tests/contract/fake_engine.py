@@ -1,0 +1,225 @@
+"""An engine of the standard library alone, whose commands finish, fail, crash, nap or go deaf.
+
+``fake_engine.py [START] serve …``: START is how it starts: "well" (the default), "dies", "silent",
+"other_protocol", "other_version", "chatty". The last makes noise on standard output.
+Commands of the product write rasters and reports as the engine would, with GDAL where it is there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+VERSION = os.environ.get("FAKE_ENGINE_VERSION", "0.1.0")
+
+cancelled: set[str] = set()
+gone = threading.Event()
+
+
+def say(event, **fields):
+    sys.stdout.write(json.dumps({"event": event, **fields}) + "\n")
+    sys.stdout.flush()
+
+
+def hello(start):
+    protocol = 99 if start == "other_protocol" else 1
+    version = "0.0.1" if start == "other_version" else VERSION
+    say(
+        "hello",
+        protocol=protocol,
+        engine_version=version,
+        python="3.11",
+        device="cpu",
+        device_reason=f"no GPU wanted; process {os.getpid()}",
+    )
+
+
+class Cancelled(Exception):
+    pass
+
+
+def nap(job, parameters):
+    """Work for some seconds, and listen to cancel; leaves a half file only while it works."""
+    seconds = float(parameters.get("seconds", 1.0))
+    steps = max(1, int(seconds / 0.02))
+    half = Path(parameters["output"] + ".half") if "output" in parameters else None
+    if half:
+        half.write_text("half")
+    try:
+        for step in range(steps):
+            if job in cancelled or gone.is_set():
+                raise Cancelled
+            say("progress", job=job, fraction=step / steps, message=f"Strip {step // 10}")
+            time.sleep(0.02)
+    finally:
+        if half:
+            half.unlink()
+    return {"seconds": seconds}
+
+
+def echo(job, parameters):
+    say("info", job=job, message="Here I am")
+    say("warning", job=job, message="Mind the gap")
+    say("progress", job=job, fraction=1.0, message="Done")
+    return {"parameters": parameters, "pid": os.getpid()}
+
+
+def refuse(job, parameters):
+    say("error", job=job, error="SceneError", message="The scene is empty.", remedy="Take another.")
+
+
+def crash(job, parameters):
+    say("progress", job=job, fraction=0.5, message="Halfway")
+    sys.stderr.write("terrible thing\n")
+    sys.stderr.flush()
+    os._exit(7)
+
+
+def crash_at_once(job, parameters):
+    sys.stderr.write("out of luck\n")
+    sys.stderr.flush()
+    os._exit(9)
+
+
+def deaf(job, parameters):
+    """Never listen, and have a child that must not survive either."""
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    Path(parameters["child"]).write_text(str(child.pid))
+    say("progress", job=job, fraction=0.1, message="Deaf")
+    time.sleep(60)
+
+
+def sleep_in(job, parameters):
+    """Say nothing at all, but listen."""
+    while job not in cancelled:
+        time.sleep(0.02)
+    raise Cancelled
+
+
+def end_idle(job, parameters):
+    """What an engine does that falls asleep in the moment in which the job comes."""
+    marker = Path(parameters["marker"])
+    if marker.exists():
+        return {"pid": os.getpid()}
+    marker.write_text("slept")
+    os._exit(0)
+
+
+def classify(job, parameters):
+    from osgeo import gdal
+
+    if parameters.get("tile_size") == 4096:
+        return nap(job, {"seconds": 30, "output": parameters["output"]})
+    say("progress", job=job, fraction=0.3, message="Classifying")
+    scene = gdal.Open(parameters["input"])
+    made = {}
+    for name, count, kind in (
+        ("output", 1, gdal.GDT_Byte),
+        ("confidence", 1, gdal.GDT_Float32),
+        ("probabilities", 2, gdal.GDT_Float32),
+    ):
+        if name not in parameters:
+            continue
+        driver = gdal.GetDriverByName("GTiff")
+        raster = driver.Create(parameters[name], scene.RasterXSize, scene.RasterYSize, count, kind)
+        raster.SetGeoTransform(scene.GetGeoTransform())
+        raster.SetProjection(scene.GetProjection())
+        band = raster.GetRasterBand(1)
+        band.Fill(1 if name == "output" else 0.8)
+        if name == "output":
+            colors = gdal.ColorTable()
+            colors.SetColorEntry(1, (200, 30, 30, 255))
+            colors.SetColorEntry(2, (30, 200, 30, 255))
+            band.SetColorTable(colors)
+            band.SetCategoryNames(["", "roof", "tree"])
+        band = None
+        raster = None
+        made[name] = parameters[name]
+    say("progress", job=job, fraction=1.0, message="Writing")
+    return {**made, "valid_pixels": 408, "seconds": 0.1, "device": "cpu"}
+
+
+def scores(job, parameters):
+    report = parameters.get("report")
+    if report:
+        Path(report).write_text("<html><body>scores</body></html>")
+    if "output" in parameters:
+        Path(parameters["output"]).write_bytes(b"package")
+    numbers = ("overall_accuracy", "balanced_accuracy", "kappa", "f1_macro", "iou_macro")
+    result = {name: 0.5 + 0.05 * index for index, name in enumerate(numbers)}
+    say("info", job=job, message="request: " + json.dumps(parameters))
+    return {**result, "report": report, "output": parameters.get("output")}
+
+
+def check_engine(job, parameters):
+    text = "HyperKD 0.1.0\nAll is well.\n"
+    if "report" in parameters:
+        Path(parameters["report"]).write_text(text)
+    say("info", job=job, message=text)
+    return {"ok": True, "seconds": 0.1, "text": text, "report": parameters.get("report")}
+
+
+COMMANDS = {
+    "assess_accuracy": scores,
+    "check_engine": check_engine,
+    "classify": classify,
+    "crash": crash,
+    "crash_at_once": crash_at_once,
+    "deaf": deaf,
+    "describe_model": scores,
+    "echo": echo,
+    "end_idle": end_idle,
+    "nap": nap,
+    "refuse": refuse,
+    "sleep_in": sleep_in,
+    "train_classifier": scores,
+}
+
+
+def do_jobs(waiting):
+    while True:
+        message = waiting.get()
+        job = message["job"]
+        try:
+            if job in cancelled:
+                raise Cancelled
+            result = COMMANDS[message["command"]](job, message["parameters"])
+            if result is not None:
+                say("result", job=job, result=result)
+        except Cancelled:
+            say("error", job=job, error="CancelledError", message="The job was cancelled.")
+        except Exception as error:
+            say("error", job=job, error=type(error).__name__, message=str(error), remedy="")
+
+
+def main():
+    start = sys.argv[1] if sys.argv[1] != "serve" else "well"
+    if start == "dies":
+        sys.stderr.write("ImportError: no torch today\n")
+        sys.exit(3)
+    if start == "chatty":
+        sys.stdout.write("a library says hello\n{half of a line\n\n")
+    waiting: queue.Queue = queue.Queue()
+    threading.Thread(target=do_jobs, args=(waiting,), daemon=True).start()
+    for line in sys.stdin:
+        message = json.loads(line)
+        if message["type"] == "hello" and start != "silent":
+            hello(start)
+        elif message["type"] == "run":
+            waiting.put(message)
+        elif message["type"] == "cancel":
+            cancelled.add(message["job"])
+        elif message["type"] == "shutdown":
+            break
+    gone.set()
+    time.sleep(0.05)
+
+
+if __name__ == "__main__":
+    main()
