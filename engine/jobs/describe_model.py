@@ -19,6 +19,8 @@ from engine.report import figure_to_data_uri, new_figure, render_report
 
 # Bands further apart than this many times their usual distance do not belong to one line.
 GAP_FACTOR = 4
+# Curves of a whole training are for its own report.
+MOST_SHOWN = 12
 
 
 class Request(JobRequest):
@@ -204,8 +206,7 @@ def _gap_starts(wavelength_nm: np.ndarray[Any, np.dtype[np.float64]]) -> Any:
     steps_nm = np.diff(wavelength_nm)
     if len(steps_nm) == 0:
         return np.array([], dtype=np.intp)
-    # A few broadband sensors' bands are never one line's neighbours; draw them as one.
-    return np.flatnonzero(steps_nm > GAP_FACTOR * max(float(np.median(steps_nm)), 5.0)) + 1
+    return np.flatnonzero(steps_nm > GAP_FACTOR * np.median(steps_nm)) + 1
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
@@ -215,7 +216,8 @@ def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
         if isinstance(value, dict):
             pairs += _flat(value, f"{prefix}{name}.")
         elif isinstance(value, list):
-            pairs.append((prefix + name, ", ".join(str(part) for part in value)))
+            shown = [str(part) for part in value[:MOST_SHOWN]]
+            pairs.append((prefix + name, ", ".join(shown) + ", …" * (len(value) > MOST_SHOWN)))
         else:
             pairs.append((prefix + name, "" if value is None else str(value)))
     return pairs
