@@ -14,6 +14,7 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.io import DatasetReader
 
 from engine.errors import SceneError
+from engine.raster.gzipped import check_gzip_length, is_gzipped
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +65,7 @@ def gdal_reason(error: BaseException) -> str:
 
 
 def check_raw_length(dataset: DatasetReader) -> None:
-    """Check that an uncompressed raw file is as long as its header says.
+    """Check that a raw file is as long as its header says.
 
     GDAL gives zeros for what is missing at the end, and zeros look like measurements.
 
@@ -72,22 +73,35 @@ def check_raw_length(dataset: DatasetReader) -> None:
         SceneError: it is shorter.
     """
     path = Path(dataset.name)
-    tags = dataset.tags(ns="ENVI")
-    if dataset.driver not in _RAW_DRIVERS or tags.get("file_compression", "0").strip() != "0":
+    if dataset.driver not in _RAW_DRIVERS or not path.is_file():
         return
-    if not path.is_file():
+    expected = raw_bytes(dataset)
+    if is_gzipped(dataset):
+        check_gzip_length(path, expected)
         return
-    pixel_bytes = sum(np.dtype(name).itemsize for name in dataset.dtypes)
-    expected = int(tags.get("header_offset", "0")) + dataset.width * dataset.height * pixel_bytes
     length = path.stat().st_size
     if length < expected:
-        row_bytes = pixel_bytes * dataset.width
-        whole = length // row_bytes if tags.get("interleave", "bsq").lower() != "bsq" else 0
         raise SceneError(
             f"{path} is truncated: it has {length:,} of the {expected:,} bytes that its header "
-            f"asks for; rows from {whole} on are missing.",
+            f"asks for, so that the block of {_missing(dataset, length)} is missing.",
             "Copy or download the file again.",
         )
+
+
+def raw_bytes(dataset: DatasetReader) -> int:
+    """Length that a raw file needs for its pixels and what stands before them."""
+    pixel_bytes = sum(np.dtype(name).itemsize for name in dataset.dtypes)
+    offset = int(dataset.tags(ns="ENVI").get("header_offset", "0"))
+    return offset + dataset.width * dataset.height * pixel_bytes
+
+
+def _missing(dataset: DatasetReader, length: int) -> str:
+    """The bands or rows behind a number of bytes, in words."""
+    pixel_bytes = sum(np.dtype(name).itemsize for name in dataset.dtypes)
+    if dataset.tags(ns="IMAGE_STRUCTURE").get("INTERLEAVE") == "BAND":
+        band_bytes = dataset.width * dataset.height * pixel_bytes // dataset.count
+        return f"bands {length // band_bytes + 1} to {dataset.count}"
+    return f"rows {length // (dataset.width * pixel_bytes)} to {dataset.height - 1}"
 
 
 def local_files(dataset: DatasetReader) -> dict[str, int]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -15,7 +17,14 @@ from rasterio.errors import RasterioError
 from rasterio.io import DatasetReader
 
 from engine.errors import SceneError
-from engine.raster.dataset import check_raw_length, gdal_reason, local_files, open_dataset
+from engine.raster.dataset import (
+    check_raw_length,
+    gdal_reason,
+    local_files,
+    open_dataset,
+    raw_bytes,
+)
+from engine.raster.gzipped import is_gzipped, unpack_envi
 from engine.raster.tiles import Window
 
 if TYPE_CHECKING:
@@ -28,10 +37,13 @@ class SceneReader:
     Args:
         scene: the scene.
         band_index: 0-based bands, in the order in which they are wanted.
+        unpack: unpack a compressed ENVI file first, which checks it and makes strips fast; not
+            worth it for a few small windows.
     """
 
-    def __init__(self, scene: Scene, band_index: Sequence[int]) -> None:
+    def __init__(self, scene: Scene, band_index: Sequence[int], *, unpack: bool = True) -> None:
         self._scene = scene
+        self._unpack = unpack
         self._runs = _runs_of_one_file([scene.band_sources[i] for i in band_index])
         self._count = len(band_index)
         self._stack = ExitStack()
@@ -46,9 +58,7 @@ class SceneReader:
         """
         try:
             for file_index in dict.fromkeys(run.file_index for run in self._runs):
-                dataset = self._open(self._scene.files[file_index])
-                self._datasets[file_index] = dataset
-                self._lengths.update(local_files(dataset))
+                self._datasets[file_index] = self._open(self._scene.files[file_index])
         except BaseException:
             self._stack.close()
             raise
@@ -92,6 +102,11 @@ class SceneReader:
         if (dataset.height, dataset.width) != (scene.height, scene.width):
             raise SceneError(f"{file} was replaced by another raster.", "Start again.")
         check_raw_length(dataset)
+        self._lengths.update(local_files(dataset))
+        if self._unpack and is_gzipped(dataset):
+            folder = self._stack.enter_context(TemporaryDirectory(prefix="hyperkd-"))
+            unpacked = unpack_envi(dataset, Path(folder), raw_bytes(dataset))
+            return self._stack.enter_context(open_dataset(unpacked))
         if dataset.driver == "GTiff" and dataset.compression is not None:
             # Only where there is something to decode: it slows plain files down.
             return self._stack.enter_context(open_dataset(file, threads=True))

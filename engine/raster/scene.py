@@ -327,7 +327,7 @@ def _sample(scene: Scene) -> NDArray[Any]:
     height, width = min(_SAMPLE_ROWS, scene.height), min(_SAMPLE_COLS, scene.width)
     col_off = (scene.width - width) // 2
     found: list[NDArray[Any]] = []
-    with SceneReader(scene, band_index) as reader:
+    with SceneReader(scene, band_index, unpack=False) as reader:
         for place in (0.5, 0.25, 0.75, 0.05, 0.95):
             row_off = int(place * (scene.height - height))
             values = reader.read(Window(row_off, col_off, height, width))

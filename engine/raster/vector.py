@@ -153,9 +153,10 @@ def require_overlap(
     geometries = np.asarray([shape.geometry for shape in shapes], dtype=object)
     if shapely.intersects(outline, geometries).any():
         return
+    covered = _extent(shapely.total_bounds(geometries))
     raise LabelError(
-        f"{source} does not overlap the scene: it covers {_extent(shapely.total_bounds(geometries))}"
-        f", the scene {_extent(outline.bounds)} in the scene's CRS.",
+        f"{source} does not overlap the scene: it covers {covered}, the scene "
+        f"{_extent(outline.bounds)}, both in the scene's CRS.",
         "Choose a layer of the same place, or correct its CRS.",
     )
 
@@ -237,7 +238,7 @@ def _near(shapes: Sequence[Shape], transform: Affine, height: int, width: int) -
     if not len(bounds):
         return []
     touching = np.all((bounds[:, :2] <= high) & (bounds[:, 2:] >= low), axis=1)
-    return [shapes[i] for i in np.flatnonzero(touching)]
+    return [shape for shape, touches in zip(shapes, touching, strict=True) if touches]
 
 
 def _opened(source: str, read: Any, path: str, **options: Any) -> Any:
