@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -20,6 +21,8 @@ MAX_METADATA_BYTES = 16 * 2**20
 MAX_WEIGHTS_BYTES = 4 * 2**30
 # Trained weights hardly shrink; deflate reaches 1,000 only on the empty filling of zip bombs.
 MAX_COMPRESSION = 100
+_COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # what systems pack folders with
+_DAMAGED = (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError)
 
 
 def is_package(path: Path) -> bool:
@@ -45,7 +48,7 @@ def read_file(path: Path, name: str) -> bytes:
             return _read_plain(path / name, limit_bytes)
         with zipfile.ZipFile(path) as archive:
             return _read_member(archive, path, name, limit_bytes)
-    except (zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError, EOFError) as error:
+    except _DAMAGED as error:
         raise PackageError(
             f"{path} is not a whole zip file: {error}.", "Copy or download the package again."
         ) from error
@@ -73,8 +76,11 @@ def _read_member(archive: zipfile.ZipFile, path: Path, name: str, limit_bytes: i
     is_bomb = member.file_size > MAX_COMPRESSION * max(member.compress_size, 1024)
     if member.file_size > limit_bytes or is_bomb:
         raise _too_large(path, name, limit_bytes)
-    if member.flag_bits & 0x1:
-        raise PackageError(f"{name} in {path} is encrypted.", "Pack it without a password.")
+    if member.flag_bits & 0x1 or member.compress_type not in _COMPRESSIONS:
+        raise PackageError(
+            f"{name} in {path} is encrypted, or packed in a way that is not known here.",
+            "Pack it without a password, with the zip of your system.",
+        )
     with archive.open(member) as stream:
         # The directory's size may lie: one byte more than it says shows that it did.
         content = stream.read(member.file_size + 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import zipfile
 from contextlib import suppress
 
 import pytest
@@ -61,11 +62,17 @@ def test_any_bytes_as_model_json(content):
         parse_item(content)
 
 
-@pytest.fixture(scope="module")
-def packed(tmp_path_factory):
-    path = save_package(
-        str(tmp_path_factory.mktemp("packed") / "tiny.zip"), tiny_info(), tiny_state()
-    )
+@pytest.fixture(
+    scope="module", params=[zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED], ids=["stored", "deflated"]
+)
+def packed(tmp_path_factory, request):
+    """A package as the engine packs it, and as a system's zip program does; and its bytes."""
+    folder = tmp_path_factory.mktemp("packed")
+    saved = save_package(str(folder / "saved.zip"), tiny_info(), tiny_state())
+    path = folder / "tiny.zip"
+    with zipfile.ZipFile(saved) as source, zipfile.ZipFile(path, "w", request.param) as archive:
+        for name in source.namelist():
+            archive.writestr(name, source.read(name))
     return path, path.read_bytes()
 
 

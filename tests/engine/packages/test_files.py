@@ -165,6 +165,18 @@ def test_a_changed_byte_in_a_zip_is_noticed(tmp_path):
         read_file(tmp_path / "m.zip", "weights.safetensors")
 
 
+@pytest.mark.parametrize("compression", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_zip_packed_in_a_rare_way_is_refused(tmp_path, compression):
+    path = make_zip(tmp_path / "m.zip", CONTENTS.items(), compression)
+    with pytest.raises(PackageError, match="packed in a way that is not known"):
+        read_file(path, "model.json")
+
+
+def test_a_zip_of_the_system_is_read(tmp_path):
+    path = make_zip(tmp_path / "m.zip", CONTENTS.items(), zipfile.ZIP_DEFLATED)
+    assert read_file(path, "weights.safetensors") == b"weights"
+
+
 def test_half_a_zip_is_refused(tmp_path):
     write_files(tmp_path / "m.zip", CONTENTS)
     content = (tmp_path / "m.zip").read_bytes()
