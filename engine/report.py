@@ -82,7 +82,7 @@ def confusion_figure(confusion: NDArray[np.int64], names: Sequence[str]) -> Figu
     for row, column in np.ndindex(confusion.shape):
         if confusion[row, column]:
             color = "white" if shares[row, column] > 0.55 else INK
-            text = format_count(confusion[row, column])
+            text = format_count(float(confusion[row, column]))
             axes.text(column, row, text, ha="center", va="center", color=color, fontsize=8)
     axes.spines[:].set_visible(False)
     axes.set_xticks(range(count), names, rotation=40, ha="right", rotation_mode="anchor")

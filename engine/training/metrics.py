@@ -72,7 +72,7 @@ class ConfusionScores:
     @property
     def confusion(self) -> NDArray[np.int64]:
         """The (K, K) counts so far, rows = reference."""
-        matrix: Tensor = self._matrix.confmat  # type: ignore[assignment]
+        matrix: Tensor = self._matrix.confmat
         counts: NDArray[np.int64] = matrix.to("cpu", torch.int64).numpy().copy()
         return counts
 
