@@ -85,12 +85,18 @@ class PatchEmbed(nn.Module):
 class HyperKDEncoder(nn.Module):
     """The student of HyperKD: a ViT over all bands with fixed positions and a CLS token.
 
-    Its decoder, for pre-training, is a module of its own and no part of a classifier.
+    It owns its normalisation, that of the pixels which it was first trained on. Its decoder, for
+    pre-training, is a module of its own and no part of a classifier.
     """
+
+    band_mean: Tensor
+    band_std: Tensor
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.config = config
+        self.register_buffer("band_mean", torch.zeros(config.in_channels))
+        self.register_buffer("band_std", torch.ones(config.in_channels))
         self.patch_embed = PatchEmbed(config.in_channels, config.patch_px, config.embed_dim)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.embed_dim))
         self.blocks = nn.ModuleList(
@@ -102,6 +108,11 @@ class HyperKDEncoder(nn.Module):
         nn.init.normal_(self.cls_token, std=0.02)
         # As a linear layer over the flattened patch, which is what the convolution is.
         nn.init.xavier_uniform_(self.patch_embed.proj.weight.data.flatten(1))
+
+    def normalise(self, reflectance: Tensor) -> Tensor:
+        """Standardise chips (B, C, H, W)."""
+        mean, std = self.band_mean[:, None, None], self.band_std[:, None, None]
+        return (reflectance - mean) / std
 
     def forward(
         self, x: Tensor, ids_keep: Tensor | None = None, token_valid: Tensor | None = None
@@ -236,10 +247,6 @@ class SpectralPath(nn.Module):
         unit = (unit_length(spectra, dim=1) - self.unit_mean) / self.unit_std
         return torch.cat([band, unit], dim=1)
 
-    def normalise(self, reflectance: Tensor) -> Tensor:
-        """Standardise chips (B, C, H, W) by the training pixels."""
-        return (reflectance - self.band_mean[:, None, None]) / self.band_std[:, None, None]
-
     def forward(self, reflectance: Tensor) -> Tensor:
         """(B, C, H, W) reflectance to (B, K, H, W) logits, equal to ``views`` times the weights.
 
@@ -248,7 +255,7 @@ class SpectralPath(nn.Module):
         """
         b, c, h, w = reflectance.shape
         with torch.autocast(reflectance.device.type, enabled=False):
-            band_weight, unit_weight = self.weight.float().split(c, dim=1)
+            band_weight, unit_weight = self.weight[:, :c].float(), self.weight[:, c:].float()
             band_weight = band_weight / self.band_std
             unit_weight = unit_weight / self.unit_std
             offset = self.bias - band_weight @ self.band_mean - unit_weight @ self.unit_mean
@@ -256,13 +263,13 @@ class SpectralPath(nn.Module):
             both = torch.cat([band_weight, unit_weight]) @ pixels
             band, unit = both.chunk(2, dim=1)
             length = torch.linalg.vector_norm(pixels, dim=1, keepdim=True)
-            logits = band + unit / length.clamp_min(BRIGHTNESS_MIN) + offset[:, None]
+            logits: Tensor = band + unit / length.clamp_min(BRIGHTNESS_MIN) + offset[:, None]
         return logits.reshape(b, -1, h, w)
 
 
 def unit_length(spectra: Tensor, dim: int) -> Tensor:
     """Divide spectra by their length; those too dark to have a direction stay short."""
-    length = torch.linalg.vector_norm(spectra, dim=dim, keepdim=True)
+    length: Tensor = torch.linalg.vector_norm(spectra, dim=dim, keepdim=True)
     return spectra / length.clamp_min(BRIGHTNESS_MIN)
 
 
@@ -359,7 +366,7 @@ class HyperKDClassifier(nn.Module):
         patch_px = self.config.patch_px
         padding = (0, -w % patch_px, 0, -h % patch_px)
         valid = F.pad(valid, padding, value=False)
-        x = F.pad(self.spectral.normalise(reflectance), padding)
+        x = F.pad(self.encoder.normalise(reflectance), padding)
         x = x.masked_fill(~valid[:, None], 0.0)
         token_valid = F.max_pool2d(valid[:, None].float(), patch_px)[:, 0] > 0
         tokens = self.encoder(x, token_valid=token_valid.flatten(1))

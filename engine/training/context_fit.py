@@ -1,0 +1,322 @@
+"""Training the encoder and its head beside the linear path, and the gate that lets them in.
+
+Neighbourhood teaches the place rather than the class when labels are few, so the encoder starts
+outside: for each fold of places it is trained without them on top of the linear path that has not
+seen them either, and asked about them. The gate opens only as far as these answers are better
+than the linear path's own, by more than chance over places and without costing accuracy.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor
+
+from engine.feedback import Feedback, StepFeedback
+from engine.models.hyperkd import ClassifierConfig, HyperKDClassifier, SpectralPath
+from engine.training.samples import Samples
+from engine.training.spectral_fit import (
+    HeldOutScore,
+    SpectralFit,
+    SpectralSettings,
+    TrainingPixels,
+    class_weights,
+)
+
+GATES = (0.25, 0.5, 1.0)
+CONFIRMED_ERRORS = 2.0  # standard errors over places: 1 in 40 by chance for one comparison
+
+
+@dataclass(frozen=True)
+class ContextSettings:
+    """How the encoder is trained.
+
+    Args:
+        epochs: of each fold's encoder and of the last.
+        check_epochs: epochs between two looks at the held-out places.
+        batch_chips: chips a step.
+        lr: of AdamW, after a warm-up of one tenth, falling to 0 as a cosine.
+        weight_decay: of AdamW.
+        dropout: in encoder and head.
+        brightness: see `SpectralSettings`; one factor a chip.
+        noise: see `SpectralSettings`.
+    """
+
+    epochs: int = 20
+    check_epochs: int = 5
+    batch_chips: int = 8
+    lr: float = 1e-3
+    weight_decay: float = 0.05
+    dropout: float = 0.1
+    brightness: float = 0.05
+    noise: float = 0.03
+
+
+@dataclass(frozen=True)
+class GateScore:
+    """One gate at one epoch, on held-out places.
+
+    Args:
+        epoch: number of epochs trained.
+        gate: share of the encoder's logits that is added.
+        loss: mean over classes.
+        accuracy: balanced.
+        gain_errors: how many standard errors over places the loss is better than without.
+    """
+
+    epoch: int
+    gate: float
+    loss: float
+    accuracy: float
+    gain_errors: float
+
+
+@dataclass(frozen=True, eq=False)
+class ContextFit:
+    """The trained classifier and why its gate is where it is.
+
+    Args:
+        model: with the gate set in its configuration, in evaluation mode.
+        gate: 0 when nothing was confirmed.
+        without: loss and balanced accuracy of the linear path on held-out places.
+        tried: all gates and epochs.
+    """
+
+    model: HyperKDClassifier
+    gate: float
+    without: tuple[float, float]
+    tried: tuple[GateScore, ...]
+
+
+def fit_context(
+    samples: Samples,
+    pixels: TrainingPixels,
+    spectral: SpectralFit,
+    config: ClassifierConfig,
+    settings: ContextSettings,
+    *,
+    backbone: dict[str, Tensor] | None,
+    seed: int,
+    fabric: Fabric,
+    feedback: Feedback,
+) -> ContextFit:
+    """Train the encoder for each fold of places, choose the gate, and train it on all places.
+
+    Args:
+        samples: chips and their labelled pixels.
+        pixels: the same pixels with their folds.
+        spectral: the linear path fitted on them.
+        config: of the classifier; its gate is ignored.
+        settings: see there.
+        backbone: weights of an encoder to start from.
+        seed: of initial weights, batches and augmentation.
+        fabric: device and precision.
+        feedback: told the loss; asked for a cancel at every batch.
+    """
+    trainer = _Trainer(samples, pixels, settings, fabric)
+    runs = pixels.num_folds + 1
+    added: dict[int, Tensor] = {}
+    for fold in range(pixels.num_folds):
+        part = StepFeedback(feedback, fold / runs, (fold + 1) / runs)
+        model = _start(spectral.path, config, settings, backbone, seed + fold)
+        _set_path(model, spectral, spectral.fold_weight[fold], spectral.fold_bias[fold])
+        answers = trainer.train(model, fold, seed + fold, settings.epochs, part)
+        members = pixels.fold == fold
+        for epoch, logits in answers.items():
+            added.setdefault(epoch, torch.zeros_like(spectral.held_out))[members] = logits[members]
+    without, tried = _score_gates(pixels, samples.place.to(fabric.device), spectral.held_out, added)
+    confirmed = choose_gate(without, tried)
+    gate, epochs = (confirmed.gate, confirmed.epoch) if confirmed else (0.0, settings.epochs)
+    model = _start(spectral.path, config, settings, backbone, seed, gate)
+    _set_path(model, spectral, spectral.path.weight, spectral.path.bias)
+    last = StepFeedback(feedback, pixels.num_folds / runs, 1.0)
+    trainer.train(model, -1, seed, epochs, last)
+    return ContextFit(model.eval().cpu(), gate, without, tried)
+
+
+def choose_gate(without: tuple[float, float], tried: tuple[GateScore, ...]) -> GateScore | None:
+    """The gate with the lowest loss among those that held-out places confirm.
+
+    Args:
+        without: loss and accuracy of the linear path alone.
+        tried: the others.
+    """
+    confirmed = [
+        score
+        for score in tried
+        if score.gain_errors >= CONFIRMED_ERRORS and score.accuracy >= without[1]
+    ]
+    return min(confirmed, key=lambda score: score.loss, default=None)
+
+
+def _score_gates(
+    pixels: TrainingPixels, place: Tensor, base: Tensor, added: dict[int, Tensor]
+) -> tuple[tuple[float, float], tuple[GateScore, ...]]:
+    """Score the linear path and every gate at every epoch."""
+    score = HeldOutScore(pixels)
+    base_loss = score.pixel_loss(base)
+    _names, number = torch.unique(place, return_inverse=True)
+    tried = []
+    for epoch, logits in added.items():
+        for gate in GATES:
+            joined = base + gate * logits
+            gain = base_loss - score.pixel_loss(joined)
+            by_place = torch.zeros(len(_names), device=gain.device).index_add(0, number, gain)
+            error = by_place.std() * len(by_place) ** 0.5  # of the sum over places
+            errors = float(by_place.sum() / error.clamp_min(1e-9)) if len(by_place) > 1 else 0.0
+            tried.append(GateScore(epoch, gate, *score(joined), errors))
+    return score(base), tuple(tried)
+
+
+def _start(
+    path: SpectralPath,
+    config: ClassifierConfig,
+    settings: ContextSettings,
+    backbone: dict[str, Tensor] | None,
+    seed: int,
+    gate: float = 1.0,
+) -> HyperKDClassifier:
+    """A classifier with fresh weights, or with those of an encoder."""
+    values = {**vars(config), "encoder_gate": gate, "dropout": settings.dropout}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = HyperKDClassifier(ClassifierConfig(**values))
+    model.encoder.band_mean.copy_(path.band_mean)
+    model.encoder.band_std.copy_(path.band_std)
+    if backbone is not None:  # with the normalisation that it was trained with
+        model.encoder.load_state_dict(backbone)
+    return model
+
+
+def _set_path(model: HyperKDClassifier, fit: SpectralFit, weight: Tensor, bias: Tensor) -> None:
+    """Give the model a linear path that is not trained any more."""
+    state = {**fit.path.state_dict(), "weight": weight, "bias": bias}
+    model.spectral.load_state_dict(state)
+    model.spectral.requires_grad_(False)
+
+
+class _Trainer:
+    """Trains encoders on the chips of one set of samples."""
+
+    def __init__(
+        self, samples: Samples, pixels: TrainingPixels, settings: ContextSettings, fabric: Fabric
+    ) -> None:
+        self._samples = samples
+        self._settings = settings
+        self._fabric = fabric
+        weight = pixels.weight * torch.where(pixels.pure, SpectralSettings.pure_weight, 1.0)
+        balance = class_weights(pixels.shares, weight, SpectralSettings.class_balance)
+        target = pixels.shares * balance * weight[:, None]
+        n, _c, p, _p = samples.reflectance.shape
+        where = samples.chip, samples.row, samples.col
+        # Targets as maps beside the chips, 0 where there is no label: (N, P, P, K).
+        self._target = torch.zeros(n, p, p, samples.num_classes)
+        self._target[where] = (target / target.sum() * n).cpu()
+        self._fold = torch.full((n, p, p), -2)
+        self._fold[where] = pixels.fold.cpu()
+
+    def train(
+        self, model: HyperKDClassifier, fold: int, seed: int, epochs: int, feedback: Feedback
+    ) -> dict[int, Tensor]:
+        """Train on all places outside a fold (-1: on all).
+
+        Returns:
+            by number of epochs: (M, K) logits that the encoder adds to all labelled pixels, on
+            their device; empty when there is no fold to ask about.
+        """
+        settings = self._settings
+        device = self._fabric.device
+        target = self._target * (self._fold != fold)[..., None]
+        chips = torch.nonzero(target.flatten(1).sum(dim=1)).flatten()
+        trained = [*model.encoder.parameters(), *model.head.parameters()]
+        optimiser = torch.optim.AdamW(trained, lr=settings.lr, weight_decay=settings.weight_decay)
+        steps = epochs * -(-len(chips) // settings.batch_chips)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, _warm_up_and_cosine(steps))
+        wrapped, optimiser = self._fabric.setup(model, optimiser)
+        wrapped.mark_forward_method("context")
+        answers: dict[int, Tensor] = {}
+        generator = torch.Generator().manual_seed(seed)
+        cuda = [device] if device.type == "cuda" else []
+        with torch.random.fork_rng(devices=cuda):  # dropout draws from the global generators
+            torch.manual_seed(seed)
+            for epoch in range(1, epochs + 1):
+                wrapped.train()
+                order = chips[torch.randperm(len(chips), generator=generator)]
+                loss = 0.0
+                for index in torch.split(order, settings.batch_chips):
+                    feedback.raise_if_cancelled()
+                    batch_loss = self._loss(model, wrapped, index, target[index], generator)
+                    optimiser.zero_grad()
+                    self._fabric.backward(batch_loss)
+                    optimiser.step()
+                    schedule.step()
+                    loss += float(batch_loss.detach()) * len(index) / len(order)
+                feedback.progress(epoch / epochs, f"Encoder, epoch {epoch}: loss {loss:.3f}")
+                if fold >= 0 and epoch % settings.check_epochs == 0:
+                    answers[epoch] = self._added(wrapped, feedback)
+        return answers
+
+    def _loss(
+        self,
+        model: HyperKDClassifier,
+        wrapped: torch.nn.Module,
+        index: Tensor,
+        target: Tensor,
+        generator: torch.Generator,
+    ) -> Tensor:
+        """Loss of one batch of augmented chips."""
+        device = self._fabric.device
+        chips, valid = self._samples.reflectance[index], self._samples.valid[index]
+        chips = self._augmented(chips, model, generator)
+        turns = int(torch.randint(4, (), generator=generator))
+        chips, valid = torch.rot90(chips, turns, (2, 3)), torch.rot90(valid, turns, (1, 2))
+        target = torch.rot90(target, turns, (1, 2))
+        if bool(torch.randint(2, (), generator=generator)):
+            chips, valid, target = chips.flip(3), valid.flip(2), target.flip(2)
+        chips, valid, target = chips.to(device), valid.to(device), target.to(device)
+        chips = chips.masked_fill(~valid[:, None], 0.0)
+        with torch.no_grad():
+            base = model.spectral(chips)
+        logits = base + wrapped.context(chips, valid)  # type: ignore[operator]
+        loss: Tensor = -(target * logits.log_softmax(dim=1).permute(0, 2, 3, 1)).sum()
+        return loss / len(index)
+
+    def _augmented(
+        self, chips: Tensor, model: HyperKDClassifier, generator: torch.Generator
+    ) -> Tensor:
+        """Other light on the same ground, and a noisier sensor."""
+        factor = torch.randn(len(chips), 1, 1, 1, generator=generator)
+        noise = torch.randn(chips.shape, generator=generator)
+        spread = model.spectral.band_std.cpu()[:, None, None]
+        brighter = chips * (1 + self._settings.brightness * factor)
+        return brighter + self._settings.noise * spread * noise
+
+    @torch.no_grad()
+    def _added(self, wrapped: torch.nn.Module, feedback: Feedback) -> Tensor:
+        """(M, K) logits that the encoder adds to all labelled pixels."""
+        wrapped.eval()
+        device = self._fabric.device
+        parts = []
+        samples = self._samples
+        for index in torch.split(torch.arange(len(samples.valid)), self._settings.batch_chips):
+            feedback.raise_if_cancelled()
+            chips, valid = samples.reflectance[index].to(device), samples.valid[index].to(device)
+            parts.append(wrapped.context(chips, valid).float().cpu())  # type: ignore[operator]
+        maps = torch.cat(parts)
+        return maps[samples.chip, :, samples.row, samples.col].to(device)
+
+
+def _warm_up_and_cosine(steps: int):  # type: ignore[no-untyped-def]  # noqa: ANN202
+    """Factor of the learning rate by step."""
+    warm_up = max(steps // 10, 1)
+
+    def factor(step: int) -> float:
+        if step < warm_up:
+            return (step + 1) / warm_up
+        progress = (step - warm_up) / max(steps - warm_up, 1)
+        return 0.5 * (1 + math.cos(math.pi * progress))
+
+    return factor

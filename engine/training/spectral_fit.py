@@ -1,0 +1,269 @@
+"""Training the classifier's linear path, with its own held-out places deciding when to stop.
+
+The path is fitted several times side by side: once without each fold of places, and once on all.
+Every epoch the first are asked about the places that they have not seen; the step at which they
+are best together is the step at which the last is kept. Nothing is fitted twice, no place is lost
+to the final fit, and the cross-fitted answers say later whether the encoder adds to them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from engine.feedback import Feedback
+from engine.models.hyperkd import SpectralPath
+
+
+@dataclass(frozen=True)
+class SpectralSettings:
+    """How the linear path is trained; the reasons are in benchmarks/README.md.
+
+    Args:
+        epochs: at most; with few pixels, an epoch is several passes through them.
+        patience: epochs without a better held-out loss before it ends.
+        min_steps: of an epoch.
+        batch_px: pixels a step.
+        lr: of AdamW.
+        weight_decay: of AdamW.
+        class_balance: 0 leaves the classes as frequent as they are, 1 makes them weigh the same.
+        pure_weight: how much more a pure pixel weighs than a mixed one.
+        brightness: spread of the factor that augmentation multiplies a spectrum by.
+        noise: spread of the noise that augmentation adds, in spreads of the band.
+    """
+
+    epochs: int = 100
+    patience: int = 25
+    min_steps: int = 4
+    batch_px: int = 2048
+    lr: float = 3e-3
+    weight_decay: float = 1e-2
+    class_balance: float = 0.5
+    pure_weight: float = 6.0
+    brightness: float = 0.03
+    noise: float = 0.03
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingPixels:
+    """What the path learns from.
+
+    Args:
+        spectra: (M, C) float32 reflectance.
+        shares: (M, K) float32, rows sum to 1.
+        weight: (M,) float32.
+        pure: (M,) bool, the pixels that are scored.
+        fold: (M,) int64, 0 to F - 1.
+    """
+
+    spectra: Tensor
+    shares: Tensor
+    weight: Tensor
+    pure: Tensor
+    fold: Tensor
+
+    @property
+    def num_folds(self) -> int:
+        """F, at least 1."""
+        return int(self.fold.max()) + 1
+
+
+@dataclass(frozen=True)
+class EpochScore:
+    """An epoch, as its curve shows it.
+
+    Args:
+        train_loss: of the fit on all places, with augmentation.
+        held_out_loss: mean over classes, on places that each fit has not seen.
+        held_out_accuracy: balanced, on the same pixels.
+    """
+
+    train_loss: float
+    held_out_loss: float
+    held_out_accuracy: float
+
+
+@dataclass(frozen=True, eq=False)
+class SpectralFit:
+    """The trained path.
+
+    Args:
+        path: fitted on all places.
+        fold_weight: (F, K, 2 C), of the fits without each fold.
+        fold_bias: (F, K).
+        held_out: (M, K) logits of each pixel by the fit that has not seen its place.
+        curve: one entry an epoch.
+        best_epoch: 0-based.
+    """
+
+    path: SpectralPath
+    fold_weight: Tensor
+    fold_bias: Tensor
+    held_out: Tensor
+    curve: tuple[EpochScore, ...]
+    best_epoch: int
+
+
+def fit_spectral_path(
+    pixels: TrainingPixels, settings: SpectralSettings, seed: int, feedback: Feedback
+) -> SpectralFit:
+    """Train the linear path; the same seed gives the same path on one kind of device.
+
+    Args:
+        pixels: to learn from, on the device to train on.
+        settings: see there.
+        seed: of the order of batches and the augmentation.
+        feedback: told loss and accuracy; asked for a cancel after every epoch.
+    """
+    device = pixels.spectra.device
+    generator = torch.Generator(device).manual_seed(seed)
+    path = SpectralPath(pixels.spectra.shape[1], pixels.shares.shape[1]).to(device)
+    path.fit_views(pixels.spectra, pixels.weight)
+    stack = _Stack(path, pixels, settings)
+    scored = HeldOutScore(pixels)
+    views = path.views(pixels.spectra)
+    curve: list[EpochScore] = []
+    best_epoch = 0
+    for epoch in range(settings.epochs):
+        feedback.raise_if_cancelled()
+        train_loss = stack.train_epoch(generator)
+        held_out = stack.held_out_logits(views)
+        curve.append(EpochScore(train_loss, *scored(held_out)))
+        if curve[-1].held_out_loss <= curve[best_epoch].held_out_loss:
+            best_epoch = epoch
+            stack.keep(held_out)
+        if epoch - best_epoch >= settings.patience:
+            break
+        feedback.progress(
+            (epoch + 1) / settings.epochs,
+            f"Spectra, epoch {epoch + 1}: loss {curve[-1].held_out_loss:.3f}, "
+            f"accuracy {curve[-1].held_out_accuracy:.3f} on held-out places",
+        )
+    return stack.best(tuple(curve), best_epoch)
+
+
+def class_weights(shares: Tensor, weight: Tensor, balance: float) -> Tensor:
+    """(K,) weights that make classes count alike to the degree ``balance``, 1 on average."""
+    mass = (shares * weight[:, None]).sum(dim=0).clamp_min(1e-6)
+    factor = (mass.sum() / (len(mass) * mass)) ** balance
+    weights: Tensor = factor * mass.sum() / (factor * mass).sum()
+    return weights
+
+
+class HeldOutScore:
+    """Loss and balanced accuracy of cross-fitted answers, over the pure pixels.
+
+    A class of which no pixel is pure is scored by its shares.
+    """
+
+    def __init__(self, pixels: TrainingPixels) -> None:
+        label = pixels.shares.argmax(dim=1)
+        counted = torch.bincount(label[pixels.pure], minlength=pixels.shares.shape[1])
+        scored = pixels.pure | (counted[label] == 0)
+        part = pixels.shares * scored[:, None]
+        mass = part.sum(dim=0)
+        present = mass > 0
+        self._share = part / mass.clamp_min(1e-6) / present.sum()
+        self._label = label[scored]
+        self._scored = scored
+        self._num_classes = pixels.shares.shape[1]
+
+    def __call__(self, logits: Tensor) -> tuple[float, float]:
+        """Score (M, K) logits: mean loss over classes, and balanced accuracy."""
+        return float(self.pixel_loss(logits).sum()), self.accuracy(logits)
+
+    def pixel_loss(self, logits: Tensor) -> Tensor:
+        """(M,) contributions to the loss; their sum is the mean over classes."""
+        loss: Tensor = -(self._share * logits.log_softmax(dim=1)).sum(dim=1)
+        return loss
+
+    def accuracy(self, logits: Tensor) -> float:
+        """Mean recall of the classes that are there."""
+        hit = (logits.argmax(dim=1)[self._scored] == self._label).float()
+        count = torch.bincount(self._label, minlength=self._num_classes)
+        hits = torch.bincount(self._label, weights=hit, minlength=self._num_classes)
+        return float((hits[count > 0] / count[count > 0]).mean())
+
+
+class _Stack:
+    """The F + 1 fits side by side: one weight tensor, one optimiser, one matrix product."""
+
+    def __init__(
+        self, path: SpectralPath, pixels: TrainingPixels, settings: SpectralSettings
+    ) -> None:
+        self._path = path
+        self._pixels = pixels
+        self._settings = settings
+        folds = pixels.num_folds
+        k, d = path.weight.shape
+        device = pixels.spectra.device
+        self._weight = torch.zeros(folds + 1, d, k, device=device, requires_grad=True)
+        self._bias = torch.zeros(folds + 1, 1, k, device=device, requires_grad=True)
+        self._optimiser = torch.optim.AdamW(
+            [self._weight, self._bias], lr=settings.lr, weight_decay=settings.weight_decay
+        )
+        # (F + 1, M): a fit does not see its own fold; the last sees all.
+        seen = torch.arange(folds + 1, device=device)[:, None] != pixels.fold[None]
+        if folds == 1:  # all in one place: there is nothing to hold out
+            seen[:] = True
+        weight = pixels.weight * torch.where(pixels.pure, settings.pure_weight, 1.0)
+        balance = class_weights(pixels.shares, weight, settings.class_balance)
+        target = pixels.shares * balance * weight[:, None]
+        self._target = target / target.sum() * len(target)
+        self._seen = seen.float()
+        self.keep(torch.zeros_like(pixels.shares))
+
+    def train_epoch(self, generator: torch.Generator) -> float:
+        """Go through all pixels; returns the loss of the fit on all of them."""
+        settings = self._settings
+        count = len(self._target)
+        passes = -(-settings.min_steps // -(-count // settings.batch_px))
+        order = torch.cat(
+            [torch.randperm(count, generator=generator, device=self._target.device)
+             for _pass in range(passes)]
+        )  # fmt: skip
+        total = 0.0
+        for index in torch.split(order, min(settings.batch_px, count)):
+            views = self._path.views(self._augmented(self._pixels.spectra[index], generator))
+            logits = torch.einsum("nd,fdk->fnk", views, self._weight) + self._bias
+            loss = -(self._target[index] * logits.log_softmax(dim=2)).sum(dim=2)
+            loss = (loss * self._seen[:, index]).sum(dim=1) / len(index)
+            self._optimiser.zero_grad()
+            torch.autograd.backward(loss.sum())
+            self._optimiser.step()
+            total += float(loss[-1].detach()) * len(index)
+        return total / len(order)
+
+    @torch.no_grad()
+    def held_out_logits(self, views: Tensor) -> Tensor:
+        """(M, K) logits of each pixel by the fit that has not seen its fold."""
+        logits = torch.empty_like(self._target)
+        for fold in range(len(self._weight) - 1):
+            members = self._pixels.fold == fold
+            logits[members] = views[members] @ self._weight[fold] + self._bias[fold]
+        return logits
+
+    @torch.no_grad()
+    def keep(self, held_out: Tensor) -> None:
+        """Remember this state as the best so far."""
+        self._best = self._weight.clone(), self._bias.clone(), held_out
+
+    def best(self, curve: tuple[EpochScore, ...], best_epoch: int) -> SpectralFit:
+        """Give back the state that was kept."""
+        weight, bias, held_out = self._best
+        with torch.no_grad():
+            self._path.weight.copy_(weight[-1].T)
+            self._path.bias.copy_(bias[-1, 0])
+        return SpectralFit(
+            self._path, weight[:-1].mT.contiguous(), bias[:-1, 0], held_out, curve, best_epoch
+        )
+
+    def _augmented(self, spectra: Tensor, generator: torch.Generator) -> Tensor:
+        """Other light on the same ground, and a noisier sensor."""
+        settings = self._settings
+        factor = torch.randn(len(spectra), 1, generator=generator, device=spectra.device)
+        noise = torch.randn(spectra.shape, generator=generator, device=spectra.device)
+        brighter = spectra * (1 + settings.brightness * factor)
+        return brighter + settings.noise * self._path.band_std * noise
