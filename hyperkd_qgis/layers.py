@@ -31,8 +31,8 @@ from qgis.PyQt.QtGui import QColor
 CLASSES = "classes"
 SHARE = "share"
 
-# perceptually even from dark to light, readable in grey and for colour-blind eyes
-_RAMP = ("#440154", "#3b528b", "#21918c", "#5ec962", "#fde725")
+# the engine's: readable without colour vision and in grey, dark means sure
+_RAMP = ("#fde725", "#5ec962", "#21918c", "#3b528b", "#440154")
 
 _alive: list[LayerFinisher] = []
 """QGIS keeps no reference of the Python half of a post-processor: without one it does nothing."""

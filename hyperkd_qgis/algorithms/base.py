@@ -63,6 +63,7 @@ class EngineAlgorithm(QgsProcessingAlgorithm):
         super().__init__()
         self.session = session
         self._request: dict[str, Any] = {}
+        self._problem = ""
         self._exports: Exports | None = None
         self._scene_name = ""
         self._results: dict[str, Any] = {}
@@ -171,8 +172,8 @@ class EngineAlgorithm(QgsProcessingAlgorithm):
         try:
             self._request = request_parameters(self.build_request(values))
         except SourceError as error:
-            self._exports.remove()
-            raise QgsProcessingException(str(error)) from None
+            # raised later: what is raised here, QGIS keeps from scripts
+            self._problem = str(error)
         scene = values.layer(self.scene_parameter) if self.scene_parameter else None
         self._scene_name = scene.name() if isinstance(scene, QgsRasterLayer) else ""
         return True
@@ -192,6 +193,8 @@ class EngineAlgorithm(QgsProcessingAlgorithm):
     ) -> dict[str, Any]:
         """Have the engine do the work, and wait."""
         try:
+            if self._problem:
+                raise QgsProcessingException(self._problem)
             result = self.session.client.run(
                 self.command, self._request, FeedbackListener(feedback)
             )

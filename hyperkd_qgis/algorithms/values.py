@@ -53,8 +53,9 @@ class ValueReader:
     def read(self, definition: QgsProcessingParameterDefinition) -> Any:
         """Read one parameter as its type asks; `SourceError` when a layer cannot be used."""
         reader = _READERS[definition.type()]
-        # a destination that is left out may still have a place by default
-        if not definition.isDestination() and not self.is_given(definition.name()):
+        # a destination may have a place by default, and a field may follow from the legend
+        speaks_for_itself = definition.isDestination() or definition.type() == "field"
+        if not speaks_for_itself and not self.is_given(definition.name()):
             return None
         return reader(self, definition)
 

@@ -18,13 +18,6 @@ PREFIX = os.environ.get("QGIS_PREFIX_PATH", "/usr")
 sys.path.insert(0, os.path.join(PREFIX, "share", "qgis", "python", "plugins"))
 gdal.UseExceptions()
 
-# Not square, with pixels that are not square either: swapped axes show.
-WIDTH, HEIGHT, BANDS = 24, 17, 12
-PIXEL = (30.0, 20.0)
-CORNER = (390000.0, 5820000.0)
-EPSG = 32633
-
-
 @pytest.fixture(scope="session")
 def plugins_folder(tmp_path_factory):
     """The folder that QGIS finds the plugin in, under its own name."""
@@ -87,26 +80,40 @@ def algorithm(plugin):
     return make
 
 
-def write_raster(path, bands=BANDS, kind=gdal.GDT_Int16, fill=None, epsg=EPSG):
-    driver = gdal.GetDriverByName("GTiff")
-    raster = driver.Create(str(path), WIDTH, HEIGHT, bands, kind)
-    raster.SetGeoTransform((CORNER[0], PIXEL[0], 0.0, CORNER[1], 0.0, -PIXEL[1]))
-    if epsg:
-        reference = osr.SpatialReference()
-        reference.ImportFromEPSG(epsg)
-        raster.SetProjection(reference.ExportToWkt())
-    for number in range(1, bands + 1):
-        band = raster.GetRasterBand(number)
-        band.Fill(100 * number if fill is None else fill)
-        band.SetMetadataItem("wavelength", str(400 + 50 * number))
-        band.SetMetadataItem("wavelength_units", "nm")
-    del band, raster
-    return path
+class Tiny:
+    """The tests' rasters: not square, with pixels that are not square: swapped axes show."""
+
+    width, height, bands = 24, 17, 12
+    pixel = (30.0, 20.0)
+    corner = (390000.0, 5820000.0)
+    epsg = 32633
+
+    def write(self, path, bands=bands, kind=gdal.GDT_Int16, fill=None, epsg=epsg):
+        driver = gdal.GetDriverByName("GTiff")
+        raster = driver.Create(str(path), self.width, self.height, bands, kind)
+        left, top = self.corner
+        raster.SetGeoTransform((left, self.pixel[0], 0.0, top, 0.0, -self.pixel[1]))
+        if epsg:
+            reference = osr.SpatialReference()
+            reference.ImportFromEPSG(epsg)
+            raster.SetProjection(reference.ExportToWkt())
+        for number in range(1, bands + 1):
+            band = raster.GetRasterBand(number)
+            band.Fill(100 * number if fill is None else fill)
+            band.SetMetadataItem("wavelength", str(400 + 50 * number))
+            band.SetMetadataItem("wavelength_units", "nm")
+        del band, raster
+        return str(path)
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    return Tiny()
 
 
 @pytest.fixture
-def scene_path(tmp_path):
-    return str(write_raster(tmp_path / "scene.tif"))
+def scene_path(tiny, tmp_path):
+    return tiny.write(tmp_path / "scene.tif")
 
 
 @pytest.fixture
@@ -119,7 +126,7 @@ def scene(scene_path, qgis_app):
 
 
 @pytest.fixture
-def labels(qgis_app):
+def labels(qgis_app, tiny):
     """A memory layer of two polygons in degrees, with a class field and a legend."""
     from qgis.core import (
         QgsCategorizedSymbolRenderer,
@@ -136,12 +143,12 @@ def labels(qgis_app):
 
     layer = QgsVectorLayer("Polygon?crs=EPSG:4326&field=fid:integer&field=class:string", "L", "memory")
     transform = QgsCoordinateTransform(
-        QgsCoordinateReferenceSystem(f"EPSG:{EPSG}"), layer.crs(), QgsProject.instance()
+        QgsCoordinateReferenceSystem(f"EPSG:{tiny.epsg}"), layer.crs(), QgsProject.instance()
     )
     features = []
     for index, name in enumerate(("roof", "tree")):
-        left = CORNER[0] + index * 300
-        box = QgsGeometry.fromRect(QgsRectangle(left, CORNER[1] - 200, left + 240, CORNER[1] - 20))
+        left, top = tiny.corner[0] + index * 300, tiny.corner[1]
+        box = QgsGeometry.fromRect(QgsRectangle(left, top - 200, left + 240, top - 20))
         box.transform(transform)
         feature = QgsFeature(layer.fields())
         feature.setAttributes([7, name])
