@@ -10,7 +10,7 @@ import atexit
 import itertools
 import logging
 import queue
-import subprocess
+import subprocess  # nosec B404
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping

@@ -7,7 +7,7 @@ import logging.handlers
 import os
 import queue
 import signal
-import subprocess
+import subprocess  # nosec B404
 import sys
 import threading
 from collections import deque
@@ -83,7 +83,8 @@ class EngineProcess:
         self._write_lock = threading.Lock()
         self._mailboxes: dict[str | None, Mailbox] = {}
         self._ended = False
-        self._process = subprocess.Popen(
+        # A list and no shell; the interpreter is the one that the user has chosen.
+        self._process = subprocess.Popen(  # nosec B603
             list(command.arguments),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -233,7 +234,10 @@ def _kill_tree(process: subprocess.Popen) -> None:
         if sys.platform == "win32":
             tool = os.path.join(os.environ.get("SYSTEMROOT", r"C:\Windows"), "System32", "taskkill")
             arguments = [tool, "/F", "/T", "/PID", str(process.pid)]
-            subprocess.run(arguments, check=False, capture_output=True, **_detached())
+            # A list and no shell; the program is the system's own, by its full path.
+            subprocess.run(  # nosec B603
+                arguments, check=False, capture_output=True, **_detached()
+            )
         else:
             os.killpg(process.pid, signal.SIGKILL)
     except OSError:  # it has gone meanwhile

@@ -95,7 +95,8 @@ class BlendCollector:
 
     def add(self, tile: Tile, values: Tensor) -> None:
         """Add ``values``, (K, h, w) of ``tile.read``, by their weights."""
-        assert self._window is not None
+        if self._window is None:
+            raise RuntimeError("begin() makes room for the strip first.")
         rows, cols = tile.read.slices_in(self._window)
         height, width = tile.read.height, tile.read.width
         weight = torch.outer(ramp(height, self._overlap), ramp(width, self._overlap))
@@ -105,6 +106,7 @@ class BlendCollector:
 
     def finish(self) -> Tensor:
         """Give the blended values of the strip's core."""
-        assert self._window is not None
+        if self._window is None:
+            raise RuntimeError("begin() makes room for the strip first.")
         rows, cols = self._core.slices_in(self._window)
         return self._sums[:, rows, cols] / self._weights[rows, cols]

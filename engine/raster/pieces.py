@@ -91,7 +91,8 @@ class PieceReader:
         if left:
             stored[:, :, :left] = self._left
         if top:
-            assert self._above is not None
+            if self._above is None:
+                raise RuntimeError("The rows above this piece were not kept.")
             _, cols = fresh.slices_in(strip.read)
             stored[:, :top, left:] = self._above[:, -top:, cols]
         self._source.read(fresh, out=stored[:, top:, left:])
