@@ -177,16 +177,18 @@ def find_room() -> list[Finding]:
 
 def find_models() -> list[Finding]:
     """The installed model packages, each loaded once."""
-    from engine.packages.package import build_model, list_packages, load_package
+    from engine.packages.installed import installed_paths
+    from engine.packages.package import build_model, load_package
 
     findings = []
-    for installed in list_packages():
+    for name, path in sorted(installed_paths().items()):
         try:
-            build_model(load_package(str(installed.path)))
-            findings.append(Finding(installed.name, installed.title))
+            package = load_package(str(path))
+            build_model(package)
+            findings.append(Finding(name, package.info.title))
         except HyperKDError as error:
             remedy = error.remedy or "Take the package from where it was published."
-            findings.append(Finding(installed.name, error.sentence, remedy))
+            findings.append(Finding(name, error.sentence, remedy))
     return findings or [Finding("None", "train one with Train classifier")]
 
 

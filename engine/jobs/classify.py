@@ -305,7 +305,7 @@ def _provenance(
         }
         for row in match.rows
     ]
-    return {
+    tags = {
         "TIFFTAG_SOFTWARE": f"HyperKD for QGIS {engine_version()}",
         "ENGINE_VERSION": engine_version(),
         "MODEL": info.name,
@@ -317,6 +317,7 @@ def _provenance(
         "BAND_MATCHING": json.dumps(rows, ensure_ascii=False),
         "DEVICE": f"{choice.device} ({choice.reason}), {precision}",
     }
+    return {name: text for name, text in tags.items() if text}  # GDAL keeps no empty tags
 
 
 def _tell_result(
