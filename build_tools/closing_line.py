@@ -38,7 +38,8 @@ def main() -> int:
     if options.steps and not totals["failed"]:
         totals["errors"] += len(options.steps)
         print(f"failed steps: {', '.join(options.steps)}")
-    parts = [f"{number} {name}" for name, number in totals.items() if number]
+    words = {**dict.fromkeys(totals), "errors": "error" if totals["errors"] == 1 else "errors"}
+    parts = [f"{number} {words[name] or name}" for name, number in totals.items() if number]
     line = f" {', '.join(parts) or 'no tests ran'} in {options.seconds}s "
     print(line.center(80, "="))
     return int(bool(options.steps or totals["failed"] or totals["errors"] or not totals["passed"]))
