@@ -182,14 +182,16 @@ class EngineProcess:
         return thread
 
     def _read_errors(self, stream: IO[bytes]) -> None:
-        for text in _lines(stream):
-            self._tail.append(text)
-            self._log.info(text)
+        with stream:
+            for text in _lines(stream):
+                self._tail.append(text)
+                self._log.info(text)
 
     def _read_events(self, stream: IO[bytes]) -> None:
         events = EventStream()
-        for chunk in iter(lambda: stream.read(READ_BYTES), b""):
-            self._deliver(events.feed(chunk))
+        with stream:
+            for chunk in iter(lambda: stream.read(READ_BYTES), b""):
+                self._deliver(events.feed(chunk))
         self._deliver(events.close())
         with self._lock:
             self._ended = True

@@ -7,6 +7,7 @@ right. What is done here is for the layer that arrives in the project after a ru
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Callable
 
 from osgeo import gdal
@@ -113,7 +114,9 @@ def forget_finishers() -> None:
 
 def style_classes(layer: QgsRasterLayer) -> None:
     """Give a class map the colours and names of its file, unless its style file did so."""
-    if isinstance(layer.renderer(), QgsPalettedRasterRenderer):
+    # QGIS makes a palette of all 256 colours by itself: that is no style
+    is_styled = isinstance(layer.renderer(), QgsPalettedRasterRenderer)
+    if is_styled and Path(layer.source()).with_suffix(".qml").is_file():
         return
     provider = layer.dataProvider()
     classes = QgsPalettedRasterRenderer.colorTableToClassData(provider.colorTable(1))

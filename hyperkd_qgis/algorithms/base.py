@@ -19,6 +19,7 @@ from qgis.core import (
     QgsProcessingOutputNumber,
     QgsProcessingOutputString,
     QgsProcessingParameterDefinition,
+    QgsProcessingUtils,
     QgsRasterLayer,
 )
 from qgis.PyQt.QtCore import QCoreApplication
@@ -58,6 +59,8 @@ class EngineAlgorithm(QgsProcessingAlgorithm):
     section: ClassVar[tuple[str, str]] = ("landcover", "Land cover")
     looks: ClassVar[dict[str, ResultLook]] = {}
     scene_parameter: ClassVar[str] = "INPUT"
+    report_name: ClassVar[str] = ""
+    """Of a temporary file, where a report is all that the algorithm makes."""
 
     def __init__(self, session: EngineSession) -> None:
         super().__init__()
@@ -179,8 +182,8 @@ class EngineAlgorithm(QgsProcessingAlgorithm):
         return True
 
     def build_request(self, values: ValueReader) -> dict[str, Any]:
-        """Read all parameters as the engine wants them, under the toolbox's names."""
-        request = values.read_all()
+        """Read all inputs as the engine wants them, under the toolbox's names."""
+        request = values.read_inputs()
         if request.get("DEVICE") == "auto":
             request["DEVICE"] = self.session.settings().device
         return request
@@ -195,21 +198,27 @@ class EngineAlgorithm(QgsProcessingAlgorithm):
         try:
             if self._problem:
                 raise QgsProcessingException(self._problem)
-            result = self.session.client.run(
-                self.command, self._request, FeedbackListener(feedback)
-            )
-        except JobCancelledError:
-            raise QgsProcessingException(self.tr("Cancelled. Nothing was written.")) from None
-        except EngineMissingError as missing:
-            raise QgsProcessingException(missing.as_text()) from None
-        except EngineFailure as failure:
-            raise QgsProcessingException(str(failure)) from None
+            outputs = self._read_outputs(parameters, context)
+            result = self.run_engine({**self._request, **outputs}, feedback)
         finally:
             if self._exports is not None:
                 self._exports.remove()
         declared = {output.name() for output in self.outputDefinitions()}
         self._results = toolbox_results(result, declared)
         return self._results
+
+    def run_engine(
+        self, request: dict[str, Any], feedback: QgsProcessingFeedback
+    ) -> dict[str, Any]:
+        """Send a request; whatever ends it early becomes a sentence."""
+        try:
+            return self.session.client.run(self.command, request, FeedbackListener(feedback))
+        except JobCancelledError:
+            raise QgsProcessingException(self.tr("Cancelled. Nothing was written.")) from None
+        except EngineMissingError as missing:
+            raise QgsProcessingException(missing.as_text()) from None
+        except EngineFailure as failure:
+            raise QgsProcessingException(str(failure)) from None
 
     def postProcessAlgorithm(
         self, context: QgsProcessingContext, feedback: QgsProcessingFeedback
@@ -232,6 +241,14 @@ class EngineAlgorithm(QgsProcessingAlgorithm):
     def text_output(self, name: str, title: str) -> QgsProcessingOutputDefinition:
         """Declare an output that is a text."""
         return QgsProcessingOutputString(name, self.tr(title))
+
+    def _read_outputs(
+        self, parameters: dict[str, Any], context: QgsProcessingContext
+    ) -> dict[str, Any]:
+        outputs = ValueReader(self, parameters, context).read_outputs()
+        if self.report_name and not outputs["REPORT"]:
+            outputs["REPORT"] = QgsProcessingUtils.generateTempFilename(self.report_name)
+        return request_parameters(outputs)
 
     def _find_overwritten_input(self, values: ValueReader) -> str:
         for output, path in values.output_paths().items():

@@ -7,17 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from qgis.core import (
-    QgsProcessingContext,
     QgsProcessingException,
     QgsProcessingFeedback,
     QgsProcessingOutputDefinition,
     QgsProcessingParameterDefinition,
     QgsProcessingParameterFileDestination,
-    QgsProcessingUtils,
 )
 
 from .base import EngineAlgorithm
-from .values import ValueReader
 
 
 class CheckEngine(EngineAlgorithm):
@@ -28,6 +25,7 @@ class CheckEngine(EngineAlgorithm):
     keywords = ("engine", "GPU", "CUDA", "versions", "installation", "self-test", "help")
     section = ("tools", "Tools")
     scene_parameter = ""
+    report_name = "engine.txt"
 
     def define(self) -> Iterable[QgsProcessingParameterDefinition]:
         """List the parameters."""
@@ -47,29 +45,16 @@ class CheckEngine(EngineAlgorithm):
         """Run always: a missing engine is what this algorithm explains best."""
         return True, ""
 
-    def build_request(self, values: ValueReader) -> dict[str, Any]:
-        """Write the report in any case, if need be to a temporary file."""
-        request = super().build_request(values)
-        if not request["REPORT"]:
-            request["REPORT"] = QgsProcessingUtils.generateTempFilename("hyperkd_engine.txt")
-        return request
-
-    def processAlgorithm(
-        self,
-        parameters: dict[str, Any],
-        context: QgsProcessingContext,
-        feedback: QgsProcessingFeedback,
+    def run_engine(
+        self, request: dict[str, Any], feedback: QgsProcessingFeedback
     ) -> dict[str, Any]:
         """Ask the engine about itself; when it cannot answer, report that."""
-        path = Path(self._request["report"])
         try:
-            self._results = super().processAlgorithm(parameters, context, feedback)
+            return super().run_engine(request, feedback)
         except QgsProcessingException as failure:
             if feedback.isCanceled():
                 raise
             text = f"{failure}\n"
-            path.write_text(text, encoding="utf-8")
             feedback.reportError(text)
-            self._results = {"REPORT": str(path)}
-        self._results["TEXT"] = path.read_text(encoding="utf-8")
-        return self._results
+            Path(request["report"]).write_text(text, encoding="utf-8")
+            return {"report": request["report"], "text": text}

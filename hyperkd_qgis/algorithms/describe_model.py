@@ -18,6 +18,7 @@ class DescribeModel(EngineAlgorithm):
     title = "Describe a model"
     keywords = ("model", "package", "bands", "wavelengths", "classes", "metadata")
     section = ("tools", "Tools")
+    report_name = "model.html"
 
     def define(self) -> Iterable[QgsProcessingParameterDefinition]:
         """List the parameters."""

@@ -45,10 +45,18 @@ class ValueReader:
         self._context = context
         self._exports = exports
 
-    def read_all(self) -> dict[str, Any]:
-        """Read every parameter; None where nothing was given."""
+    def read_inputs(self) -> dict[str, Any]:
+        """Read every parameter but the outputs; None where nothing was given."""
         definitions = self._algorithm.parameterDefinitions()
-        return {definition.name(): self.read(definition) for definition in definitions}
+        return {item.name(): self.read(item) for item in definitions if not item.isDestination()}
+
+    def read_outputs(self) -> dict[str, Any]:
+        """Read where the outputs go; only in `processAlgorithm`.
+
+        QGIS notes here which layers to load, and forgets what was noted before the run.
+        """
+        definitions = self._algorithm.destinationParameterDefinitions()
+        return {item.name(): self.read(item) for item in definitions}
 
     def read(self, definition: QgsProcessingParameterDefinition) -> Any:
         """Read one parameter as its type asks; `SourceError` when a layer cannot be used."""

@@ -18,6 +18,7 @@ PREFIX = os.environ.get("QGIS_PREFIX_PATH", "/usr")
 sys.path.insert(0, os.path.join(PREFIX, "share", "qgis", "python", "plugins"))
 gdal.UseExceptions()
 
+
 @pytest.fixture(scope="session")
 def plugins_folder(tmp_path_factory):
     """The folder that QGIS finds the plugin in, under its own name."""
@@ -141,7 +142,9 @@ def labels(qgis_app, tiny):
         QgsVectorLayer,
     )
 
-    layer = QgsVectorLayer("Polygon?crs=EPSG:4326&field=fid:integer&field=class:string", "L", "memory")
+    layer = QgsVectorLayer(
+        "Polygon?crs=EPSG:4326&field=fid:integer&field=class:string", "L", "memory"
+    )
     transform = QgsCoordinateTransform(
         QgsCoordinateReferenceSystem(f"EPSG:{tiny.epsg}"), layer.crs(), QgsProject.instance()
     )

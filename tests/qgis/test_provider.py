@@ -85,7 +85,9 @@ def test_every_parameter_has_help(algorithm, name):
 def test_every_number_is_explained(algorithm, name):
     made = algorithm(name)
     entries = made.help_page().entries()
-    assert [output.name() for output in made.outputDefinitions() if output.name() not in entries] == []
+    assert [
+        output.name() for output in made.outputDefinitions() if output.name() not in entries
+    ] == []
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -236,7 +238,9 @@ def test_unload_takes_everything_away(qgis_app, qgis_processing, plugins_folder,
     assert "hyperkd/device" not in ProcessingConfig.settings
 
 
-def test_unload_ends_the_engine(qgis_app, qgis_processing, plugins_folder, fake_python, monkeypatch):
+def test_unload_ends_the_engine(
+    qgis_app, qgis_processing, plugins_folder, fake_python, monkeypatch
+):
     import processing
     from hyperkd import classFactory
 
@@ -273,9 +277,7 @@ def test_metadata_has_what_the_plugin_site_asks_for():
     metadata = configparser.ConfigParser(interpolation=None)
     metadata.read(ROOT / "metadata.txt", encoding="utf-8")
     general = metadata["general"]
-    required = (
-        "name description version qgisMinimumVersion author email about tracker repository"
-    )
+    required = "name description version qgisMinimumVersion author email about tracker repository"
     assert [key for key in required.split() if not general.get(key)] == []
     assert general["name"] == "HyperKD"
     assert general["category"] in ("Raster", "Vector", "Database", "Mesh", "Web")

@@ -1,5 +1,6 @@
 """From parameters to a request: sources that GDAL opens, the scene's CRS, the legend's classes."""
 
+import processing
 import pytest
 from osgeo import gdal, ogr
 from qgis.core import (
@@ -16,8 +17,6 @@ from qgis.core import (
     QgsVectorLayer,
 )
 from qgis.PyQt.QtGui import QColor
-
-import processing
 
 
 class RecordingClient:
@@ -100,7 +99,9 @@ def test_only_what_was_given_goes_over(client, scene_path):
 def test_every_value_goes_over(client, scene_path, tmp_path):
     bands = tmp_path / "bands.csv"
     bands.write_text("wavelength_nm\n500\n")
-    paths = {name: str(tmp_path / f"{name}.tif") for name in ("OUTPUT", "CONFIDENCE", "PROBABILITIES")}
+    paths = {
+        name: str(tmp_path / f"{name}.tif") for name in ("OUTPUT", "CONFIDENCE", "PROBABILITIES")
+    }
     classify(
         scene_path,
         BANDS=str(bands),
@@ -159,20 +160,28 @@ def test_temporary_outputs_have_places(client, scene_path):
 
 
 def test_extent_goes_over_in_the_scenes_crs(client, scene_path, tiny):
-    box = QgsRectangle(tiny.corner[0] + 30, tiny.corner[1] - 200, tiny.corner[0] + 300, tiny.corner[1] - 40)
-    classify(scene_path, EXTENT=QgsReferencedRectangle(box, QgsCoordinateReferenceSystem("EPSG:32633")))
+    box = QgsRectangle(
+        tiny.corner[0] + 30, tiny.corner[1] - 200, tiny.corner[0] + 300, tiny.corner[1] - 40
+    )
+    classify(
+        scene_path, EXTENT=QgsReferencedRectangle(box, QgsCoordinateReferenceSystem("EPSG:32633"))
+    )
     assert client.parameters["extent"] == pytest.approx(
         [box.xMinimum(), box.yMinimum(), box.xMaximum(), box.yMaximum()]
     )
 
 
 def test_extent_in_degrees_is_transformed(client, scene_path, tiny):
-    box = QgsRectangle(tiny.corner[0] + 30, tiny.corner[1] - 200, tiny.corner[0] + 300, tiny.corner[1] - 40)
+    box = QgsRectangle(
+        tiny.corner[0] + 30, tiny.corner[1] - 200, tiny.corner[0] + 300, tiny.corner[1] - 40
+    )
     degrees = QgsCoordinateReferenceSystem("EPSG:4326")
     transform = QgsCoordinateTransform(
         QgsCoordinateReferenceSystem(f"EPSG:{tiny.epsg}"), degrees, QgsProject.instance()
     )
-    classify(scene_path, EXTENT=QgsReferencedRectangle(transform.transformBoundingBox(box), degrees))
+    classify(
+        scene_path, EXTENT=QgsReferencedRectangle(transform.transformBoundingBox(box), degrees)
+    )
     # the box of a turned box is a little larger
     xmin, ymin, xmax, ymax = client.parameters["extent"]
     assert xmin == pytest.approx(box.xMinimum(), abs=10)
@@ -249,17 +258,11 @@ def test_class_field_may_have_a_name_that_geopackage_wants_for_itself(client, sc
 
 
 def test_raster_of_another_provider_is_exported(client, scene, tiny):
+    box = scene.extent()
+    corners = f"{box.xMinimum()},{box.yMinimum()},{box.xMaximum()},{box.yMaximum()}"
     virtual = QgsRasterLayer(
-        "?crs=EPSG:32633&extent={0},{1},{2},{3}&width={4}&height={5}&formula=%22a@1%22%20*%202"
-        "&a:uri={6}&a:provider=gdal".format(
-            scene.extent().xMinimum(),
-            scene.extent().yMinimum(),
-            scene.extent().xMaximum(),
-            scene.extent().yMaximum(),
-            tiny.width,
-            tiny.height,
-            scene.source(),
-        ),
+        f"?crs=EPSG:32633&extent={corners}&width={tiny.width}&height={tiny.height}"
+        f"&formula=%22a@1%22%20*%202&a:uri={scene.source()}&a:provider=gdal",
         "virtual",
         "virtualraster",
     )
@@ -338,7 +341,9 @@ def test_vector_labels_need_a_field(client, scene_path, labels):
     from qgis.core import QgsNullSymbolRenderer
 
     labels.setRenderer(QgsNullSymbolRenderer())
-    with pytest.raises(QgsProcessingException, match=r"choose the field of its classes \(fid, class\)"):
+    with pytest.raises(
+        QgsProcessingException, match=r"choose the field of its classes \(fid, class\)"
+    ):
         train([scene_path], labels)
 
 
