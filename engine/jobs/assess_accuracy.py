@@ -88,6 +88,7 @@ def assess_accuracy(request: Request, feedback: Feedback) -> dict[str, Any]:
         OutputError: the report cannot be written.
     """
     sources = [request.input, request.reference]
+    _check_not_same(request)
     check_outputs([request.report], sources, suffixes=(".html", ".htm"))
     with ClassMap(request.input) as class_map:
         labels = open_labels(request.reference, request.class_field, class_map.grid.crs)
@@ -110,6 +111,19 @@ def assess_accuracy(request: Request, feedback: Feedback) -> dict[str, Any]:
         result["report"] = str(_write_report(request, request.report, assessment))
     feedback.progress(1.0, "Done")
     return result
+
+
+def _check_not_same(request: Request) -> None:
+    """Refuse a map as its own reference: it would be right everywhere."""
+    try:
+        same = Path(request.input).samefile(request.reference)
+    except OSError:  # one is no local file
+        return
+    if same:
+        raise LabelError(
+            f"The map and the reference are the same file, {request.input}.",
+            "Choose what is known about the ground as the reference.",
+        )
 
 
 @dataclass
