@@ -46,16 +46,21 @@ SCAN_ROWS = 1024
 class Labels(Protocol):
     """Labels from anywhere, not yet on a grid."""
 
-    @property
-    def source(self) -> str:
-        """Where they are from, for messages."""
+    source: str
+    """Where they are from, for messages."""
 
-    @property
-    def values(self) -> tuple[FieldValue, ...]:
-        """The different values of the class field, sorted."""
+    values: tuple[FieldValue, ...]
+    """The different values of the class field, sorted."""
+
+    notes: tuple[str, ...]
+    """What was assumed, for the user."""
 
     def on(self, scene: Scene | Grid) -> SceneLabels:
-        """Bring them to a scene's grid."""
+        """Bring them to a scene's grid.
+
+        Raises:
+            LabelError: they lie somewhere else.
+        """
 
 
 class SceneLabels(Protocol):

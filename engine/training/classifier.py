@@ -199,3 +199,11 @@ def _scores_of(reference: Tensor, predicted: Tensor, samples: Samples) -> Scores
     confusion = ConfusionScores(samples.num_classes)
     confusion.update(reference, predicted)
     return confusion.scores()
+
+
+def bfloat16_agreement(model: HyperKDClassifier, samples: Samples) -> float:
+    """Share of the labelled pixels that get the same class in bfloat16 as in float32."""
+    exact = predict_samples(model, samples).argmax(dim=1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rough = predict_samples(model, samples).argmax(dim=1)
+    return float((exact == rough).float().mean())

@@ -82,6 +82,11 @@ class Samples:
         """K."""
         return self.shares.shape[1]
 
+    @property
+    def num_places(self) -> int:
+        """Ground blocks with labels."""
+        return len(torch.unique(self.place))
+
     def class_pixels(self) -> list[int]:
         """Count the pure pixels of each class."""
         counted = torch.bincount(self.class_index[self.pure], minlength=self.num_classes)
