@@ -17,7 +17,7 @@ QGIS_PYTHON := /usr/bin/python3
 # What runs the set-up: any Python from 3.9 on.
 PYTHON := $(shell command -v python3.11 || command -v python3 || echo /usr/bin/python3)
 TOOLS := build_tools
-# Progress lines must appear when they are printed, and no .pyc beside the sources.
+# Lines appear when they are printed, and no .pyc appears beside the sources.
 export PYTHONUNBUFFERED := 1
 export PYTHONDONTWRITEBYTECODE := 1
 export HYPERKD_ENGINE_ENV := $(ENGINE_ENV)
@@ -25,7 +25,8 @@ export HYPERKD_ENGINE_ENV := $(ENGINE_ENV)
 ENGINE_TESTS := $(ENGINE_PYTHON) -m pytest -q --junitxml=$(BUILD)/reports
 
 .PHONY: help demo test test-engine test-qgis test-matrix check bench engine-python package \
-	install setup clean setup-engine setup-dev setup-qgis setup-chroot
+	install setup clean setup-engine setup-dev setup-qgis setup-qgis-tests \
+	setup-chroot
 
 help:  ## This list
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "make %-14s %s\n", $$1, $$2}'
@@ -38,10 +39,10 @@ test: test-engine test-qgis  ## All tests that this machine can run, with the QG
 test-engine: setup-dev  ## Tests without QGIS: the engine, the contract, the zip
 	@$(ENGINE_TESTS)/engine.xml tests/contract tests/engine
 
-test-qgis: setup-dev setup-qgis  ## Tests with the installed QGIS: algorithms, and the desktop
+test-qgis: setup-dev setup-qgis-tests package  ## Tests with the installed QGIS: algorithms, and the desktop
 	@$(TOOLS)/test_qgis.sh installed
 
-test-matrix: setup-dev setup-qgis setup-chroot  ## The QGIS tests on QGIS 3.40 and 3.44 (root, Debian)
+test-matrix: setup-dev setup-qgis-tests setup-chroot package  ## The QGIS tests on QGIS 3.40 and 3.44 (root, Debian)
 	@$(TOOLS)/test_matrix.sh
 
 check: setup-dev  ## Format, lint, types, spelling, tests without QGIS: under a minute
@@ -63,7 +64,7 @@ install: $(BUILD)/hyperkd.zip  ## Into your own QGIS profile, with an engine (PR
 	@$(TOOLS)/system_packages.sh engine
 	@$(PYTHON) $(TOOLS)/install.py --zip $< --profile $(or $(PROFILE),default) --with-engine
 
-setup: setup-dev setup-qgis  ## Only the set-up of the above
+setup: setup-dev setup-qgis-tests  ## Only the set-up of the above
 
 clean:  ## Delete build/, chroots included
 	@$(TOOLS)/clean.sh $(BUILD)
@@ -77,6 +78,9 @@ setup-dev:
 	@$(PYTHON) $(TOOLS)/environment.py engine $(ENGINE_ENV) --dev
 
 setup-qgis:
+	@$(TOOLS)/system_packages.sh qgis
+
+setup-qgis-tests:
 	@$(TOOLS)/system_packages.sh qgis desktop
 	@$(QGIS_PYTHON) $(TOOLS)/environment.py qgis-tests $(BUILD)/qgis-tests
 

@@ -27,6 +27,14 @@ def count(folder: Path) -> dict[str, int]:
     return totals
 
 
+def in_words(totals: dict[str, int], seconds: int) -> str:
+    """Write the line."""
+    parts = [f"{number} {name}" for name, number in totals.items() if number]
+    if totals["errors"] == 1:
+        parts[-1] = "1 error"
+    return f" {', '.join(parts) or 'no tests ran'} in {seconds}s "
+
+
 def main() -> int:
     """Print the line; return 1 when something failed, or nothing was tested."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -38,10 +46,7 @@ def main() -> int:
     if options.steps and not totals["failed"]:
         totals["errors"] += len(options.steps)
         print(f"failed steps: {', '.join(options.steps)}")
-    words = {**dict.fromkeys(totals), "errors": "error" if totals["errors"] == 1 else "errors"}
-    parts = [f"{number} {words[name] or name}" for name, number in totals.items() if number]
-    line = f" {', '.join(parts) or 'no tests ran'} in {options.seconds}s "
-    print(line.center(80, "="))
+    print(in_words(totals, options.seconds).center(80, "="))
     return int(bool(options.steps or totals["failed"] or totals["errors"] or not totals["passed"]))
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -135,9 +136,16 @@ def make_venv(folder: Path) -> None:
     subprocess.run([base, "-m", "venv", "--clear", str(folder)], check=True, env=clean_variables())
 
 
+def choose_lock() -> Path:
+    """Choose the lock with CUDA where there is a GPU, else the one without."""
+    # The sum of torch's CPU build is known for x86_64; engine/lock/README.md says more.
+    other_linux = sys.platform == "linux" and platform.machine() != "x86_64"
+    return LOCKS / ("cuda.txt" if has_gpu() or other_linux else "cpu.txt")
+
+
 def install_engine(folder: Path) -> None:
-    """Install the engine's packages: with CUDA where there is a GPU, else without."""
-    lock = LOCKS / ("cuda.txt" if has_gpu() else "cpu.txt")
+    """Install the engine's packages."""
+    lock = choose_lock()
     say(f"installing the engine's packages from engine/lock/{lock.name} (a minute or two)")
     complaint = pip_install(python_of(folder), lock)
     if "No matching distribution found for torch==" in complaint:
