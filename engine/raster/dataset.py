@@ -92,7 +92,7 @@ def raw_bytes(dataset: DatasetReader) -> int:
     """Length that a raw file needs for its pixels and what stands before them."""
     pixel_bytes = sum(np.dtype(name).itemsize for name in dataset.dtypes)
     offset = int(dataset.tags(ns="ENVI").get("header_offset", "0"))
-    return offset + dataset.width * dataset.height * pixel_bytes
+    return offset + int(dataset.width * dataset.height * pixel_bytes)
 
 
 def _missing(dataset: DatasetReader, length: int) -> str:

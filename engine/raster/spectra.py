@@ -256,7 +256,8 @@ class _Matcher:
             return np.empty(0, np.intp), np.empty(0)
         weight = _gaussian_weights(centre_nm, self._fwhm_nm[usable], wavelength_nm, fwhm_nm)
         if weight is None:
-            neighbours = np.asarray([below[-1], above[0]])
+            # One band when a wider one stands exactly there.
+            neighbours = np.unique([below[-1], above[0]])
             return usable[neighbours], _linear_weights(centre_nm[neighbours], wavelength_nm)
         used = np.flatnonzero(weight)
         return usable[used], weight[used]
@@ -341,9 +342,11 @@ def _axis_share_nm(
 
 
 def _linear_weights(centre_nm: NDArray[np.float64], wavelength_nm: float) -> NDArray[np.float64]:
-    """(2,) weights of two neighbours, by distance."""
-    span_nm = centre_nm[1] - centre_nm[0]
-    upper = 0.5 if span_nm == 0 else (wavelength_nm - centre_nm[0]) / span_nm
+    """Weights of one band, of two neighbours by distance, or of two bands at one place."""
+    span_nm = float(np.ptp(centre_nm))
+    if span_nm == 0.0:
+        return np.full(len(centre_nm), 1.0 / len(centre_nm))
+    upper = (wavelength_nm - centre_nm[0]) / span_nm
     return np.asarray([1.0 - upper, upper])
 
 
