@@ -191,3 +191,57 @@ def _gzip(path: Path) -> None:
     path.write_bytes(gzip.compress(path.read_bytes()))
     header = path.with_suffix(".hdr")
     header.write_text(header.read_text() + "file compression = 1\n")
+
+
+ENMAP_STEM = "ENMAP01-____L2A-DT0000001234_20220627T104548Z_001_V010400_20230101T000000Z"
+
+
+@pytest.fixture
+def make_enmap_product(tmp_path: Path) -> Callable[..., tuple[str, str, np.ndarray]]:
+    """Write a small EnMAP L2A product: (METADATA.XML, spectral image, array)."""
+
+    def make(
+        wavelength_nm=WAVELENGTH_NM,
+        fwhm_nm=FWHM_NM,
+        *,
+        empty: tuple[int, ...] = (),
+        gain: str = "0.0001",
+        level: str = "L2A",
+        folder: Path = tmp_path,
+        **options: Any,
+    ) -> tuple[str, str, np.ndarray]:
+        array = ramp(len(wavelength_nm))
+        array[list(empty)] = -32768
+        folder.mkdir(exist_ok=True)
+        stem = ENMAP_STEM.replace("L2A", level)
+        image = write_raster(
+            folder / f"{stem}-SPECTRAL_IMAGE.TIF", array=array, tags="none", **options
+        )
+        metadata = folder / f"{stem}-METADATA.XML"
+        metadata.write_text(enmap_xml(wavelength_nm, fwhm_nm, empty, gain, level))
+        return str(metadata), image.path, array
+
+    return make
+
+
+def enmap_xml(wavelength_nm, fwhm_nm, empty=(), gain="0.0001", level="L2A") -> str:
+    """The parts of an EnMAP METADATA.XML that matter, with their real names."""
+    bands = "".join(
+        f'<bandID number="{i}"><wavelengthCenterOfBand>{nm}</wavelengthCenterOfBand>'
+        f"<FWHMOfBand>{fwhm}</FWHMOfBand><GainOfBand>{gain}</GainOfBand>"
+        f"<OffsetOfBand>0</OffsetOfBand></bandID>"
+        for i, (nm, fwhm) in enumerate(zip(wavelength_nm, fwhm_nm, strict=True), start=1)
+    )
+    statistics = "".join(
+        f'<bandID number="{i + 1}"><mean>{-1000000 if i in empty else 1234.5}</mean>'
+        f"<stdDeviation>{0 if i in empty else 321.0}</stdDeviation></bandID>"
+        for i in range(len(wavelength_nm))
+    )
+    return (
+        '<?xml version="1.0" encoding="UTF-8"?>'
+        '<level_X xmlns:xsi="http://www.w3.org/2001/XMLSchema-instance">'
+        f"<metadata/><base><level>{level}</level></base>"
+        f"<specific><backgroundValue>-32768</backgroundValue>"
+        f"<bandCharacterisation>{bands}</bandCharacterisation></specific>"
+        f"<product><bandStatistics>{statistics}</bandStatistics></product></level_X>"
+    )

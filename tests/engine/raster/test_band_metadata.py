@@ -151,7 +151,9 @@ def test_a_list_of_another_length_is_passed_over_with_a_note(make_raster):
 def test_wavelengths_in_band_names_are_the_last_resort(make_raster):
     made = make_raster(wavelength_nm=None, fwhm_nm=None)
     with rasterio.open(made.path, "r+") as dataset:
-        dataset.descriptions = [f"B{i} ({nm / 1000:.4f} Micrometers)" for i, nm in enumerate(WAVELENGTH_NM)]
+        dataset.descriptions = [
+            f"B{i} ({nm / 1000:.4f} Micrometers)" for i, nm in enumerate(WAVELENGTH_NM)
+        ]
     scene = open_scene(made.path)
     assert scene.require_bands().wavelength_nm == pytest.approx(WAVELENGTH_NM)
     assert any("names of the bands" in note for note in scene.notes)

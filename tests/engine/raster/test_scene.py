@@ -55,9 +55,7 @@ def test_every_layout_is_read_as_it_was_written(make_raster, layout):
     assert scene.bands.wavelength_nm == pytest.approx(WAVELENGTH_NM)
 
 
-@pytest.mark.parametrize(
-    "dtype", ["uint8", "int16", "uint16", "int32", "float32", "float64"]
-)
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "uint16", "int32", "float32", "float64"])
 def test_the_stored_type_is_kept(make_raster, dtype):
     made = make_raster(dtype=dtype)
     scene = open_scene(made.path)
@@ -91,7 +89,9 @@ def test_a_window_is_read_into_an_array_that_is_given(make_raster):
 
 def test_a_scene_of_one_pixel_is_read(make_raster):
     made = make_raster(array=ramp(3, 1, 1))
-    np.testing.assert_array_equal(read(open_scene(made.path), window=Window(0, 0, 1, 1)), made.array)
+    np.testing.assert_array_equal(
+        read(open_scene(made.path), window=Window(0, 0, 1, 1)), made.array
+    )
 
 
 def test_a_rotated_grid_is_kept_to_the_last_digit(make_raster):
@@ -361,7 +361,10 @@ def test_a_file_removed_before_it_is_read_is_named(make_raster):
     made = make_raster()
     scene = open_scene(made.path)
     os.remove(made.path)
-    with pytest.raises(SceneError, match=r"There is no raster .*scene\.tif"), SceneReader(scene, [0]):
+    with (
+        pytest.raises(SceneError, match=r"There is no raster .*scene\.tif"),
+        SceneReader(scene, [0]),
+    ):
         pass
 
 
@@ -431,7 +434,9 @@ def test_the_real_scene_is_read(data_folder):
 
 
 def test_the_real_landsat_scene_is_made_of_its_files(data_folder):
-    files = [data_folder / f"landsat5/LT52240631988227CUB02_B{i}.TIF" for i in (1, 2, 3, 4, 5, 6, 7)]
+    files = [
+        data_folder / f"landsat5/LT52240631988227CUB02_B{i}.TIF" for i in (1, 2, 3, 4, 5, 6, 7)
+    ]
     scene = open_scene([str(file) for file in files])
     assert scene.bands.names == ("B1", "B2", "B3", "B4", "B5", "B6", "B7")
     assert scene.bands.wavelength_nm[2] == pytest.approx(660, abs=2)
@@ -443,4 +448,6 @@ def test_copying_a_scene_keeps_its_table(make_raster, tmp_path):
     made = make_raster(tags="imagery")
     shutil.copy(made.path, tmp_path / "copy.tif")
     copied = open_scene(str(tmp_path / "copy.tif"))
-    np.testing.assert_array_equal(copied.bands.wavelength_nm, open_scene(made.path).bands.wavelength_nm)
+    np.testing.assert_array_equal(
+        copied.bands.wavelength_nm, open_scene(made.path).bands.wavelength_nm
+    )
