@@ -7,10 +7,8 @@ right. What is done here is for the layer that arrives in the project after a ru
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Callable
 
-from osgeo import gdal
 from qgis.core import (
     QgsColorRampShader,
     QgsGradientColorRamp,
@@ -113,22 +111,18 @@ def forget_finishers() -> None:
 
 
 def style_classes(layer: QgsRasterLayer) -> None:
-    """Give a class map the colours and names of its file, unless its style file did so."""
-    # QGIS makes a palette of all 256 colours by itself: that is no style
-    is_styled = isinstance(layer.renderer(), QgsPalettedRasterRenderer)
-    if is_styled and Path(layer.source()).with_suffix(".qml").is_file():
+    """Show the named classes of a class map alone.
+
+    Without a style file, QGIS shows all 256 colours of the file's table; those that are classes
+    have a name, the others their number.
+    """
+    renderer = layer.renderer()
+    if not isinstance(renderer, QgsPalettedRasterRenderer):
         return
-    provider = layer.dataProvider()
-    classes = QgsPalettedRasterRenderer.colorTableToClassData(provider.colorTable(1))
-    names = _category_names(layer.source())
-    shown = []
-    for entry in classes:
-        name = names.get(int(entry.value), "")
-        if name and entry.value != 0:  # the table has 256 colours; only classes have names
-            entry.label = name
-            shown.append(entry)
-    if shown:
-        layer.setRenderer(QgsPalettedRasterRenderer(provider, 1, shown))
+    entries = renderer.classes()
+    named = [entry for entry in entries if entry.value and entry.label != f"{entry.value:g}"]
+    if named and len(named) < len(entries):
+        layer.setRenderer(QgsPalettedRasterRenderer(layer.dataProvider(), renderer.band(), named))
 
 
 def style_share(layer: QgsRasterLayer) -> None:
@@ -193,9 +187,3 @@ def _child_group(parent: QgsLayerTreeGroup, name: str) -> QgsLayerTreeGroup | No
 def _tells_group_by_itself() -> bool:
     # since 3.32 QGIS makes the group
     return hasattr(QgsProcessingContext.LayerDetails, "groupName")
-
-
-def _category_names(source: str) -> dict[int, str]:
-    dataset = gdal.Open(source)  # kept in a variable: a band without its dataset crashes
-    names = dataset.GetRasterBand(1).GetCategoryNames() if dataset is not None else None
-    return dict(enumerate(names or ()))
