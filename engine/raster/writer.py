@@ -42,6 +42,14 @@ _COG = {
     "OVERVIEWS": "AUTO",
 }
 _CHECKED_ROWS = 64
+# Temporary folders of the writers at work, for `remove_unfinished`.
+_unfinished: set[Path] = set()
+
+
+def remove_unfinished() -> None:
+    """Remove what the writers at work have made: the process is about to be ended hard."""
+    for folder in list(_unfinished):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -225,11 +233,12 @@ class RasterWriter:
             self._folder = Path(
                 tempfile.mkdtemp(prefix=f".{self._path.name}.", dir=self._path.absolute().parent)
             )
+            _unfinished.add(self._folder)
             try:
                 self._dataset = _open_rows(self._folder / "rows.tif", self._profile())
                 self._describe()
             except BaseException:
-                shutil.rmtree(self._folder, ignore_errors=True)
+                self._remove_folder()
                 raise
         return self
 
@@ -283,7 +292,11 @@ class RasterWriter:
                 if error is None:
                     self._finish()
         finally:
-            shutil.rmtree(self._folder, ignore_errors=True)
+            self._remove_folder()
+
+    def _remove_folder(self) -> None:
+        shutil.rmtree(self._folder, ignore_errors=True)
+        _unfinished.discard(self._folder)
 
     def _finish(self) -> None:
         rows, cog = self._folder / "rows.tif", self._folder / "cog.tif"

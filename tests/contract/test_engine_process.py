@@ -195,6 +195,17 @@ def test_closed_input_ends_even_a_job_that_does_not_listen(start):
     assert "ending it hard" in client.read_log()
 
 
+def test_hard_end_leaves_no_file(start, tmp_path):
+    client = start()
+    client.run("1", "scribble", output=str(tmp_path / "map.tif"))
+    while client.wait_for("info", job="1")["message"] != "started":
+        pass
+    assert list(tmp_path.iterdir())  # it is at work
+    client.process.stdin.close()
+    assert client.wait_for_end(timeout_s=8) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_shutdown_ends(start):
     client = start()
     client.run("1", "nap")
