@@ -22,7 +22,7 @@ from engine.feedback import Feedback, StepFeedback
 from engine.jobs.request import DeviceRequest
 from engine.models.hyperkd import ClassifierConfig
 from engine.packages.metadata import ModelInfo, Normalisation
-from engine.packages.package import ModelPackage, load_package, save_package
+from engine.packages.package import ModelPackage, check_place, load_package, save_package
 from engine.raster.labels import FieldValue, Labels, open_labels
 from engine.raster.scene import Scene, open_scene
 from engine.raster.spectra import BandTable, match_bands
@@ -176,8 +176,10 @@ def _open_scenes(request: Request, feedback: Feedback) -> list[Scene]:
 def _check_outputs(request: Request, scenes: Sequence[Scene]) -> None:
     """Refuse outputs that cannot be written, before work begins."""
     inputs = [*(file for scene in scenes for file in scene.files), request.training]
-    suffix = Path(request.output).suffix
-    check_outputs([request.output], inputs, suffixes=(".zip", suffix))
+    output = Path(request.output)
+    check_place(output)
+    if not output.is_dir():  # else an older package, which the new one replaces
+        check_outputs([request.output], inputs, suffixes=(".zip", output.suffix))
     check_outputs([request.report], inputs, suffixes=(".html", ".htm"))
 
 

@@ -161,6 +161,21 @@ def write_files(path: Path, contents: Mapping[str, bytes]) -> None:
         ) from error
 
 
+def check_place(path: Path) -> None:
+    """Check before work begins that a package can be written.
+
+    Raises:
+        OutputError: the folder is read-only, or something that is no package is there already.
+    """
+    _check_replaceable(path)
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise OutputError(
+            f"The model package {path} cannot be written into {folder}.",
+            "Choose a folder that you may write to.",
+        )
+
+
 def _check_replaceable(path: Path) -> None:
     """Refuse to replace what is not a package: somebody's folder of other things."""
     known = {METADATA_NAME, WEIGHTS_NAME, *EXTRA_NAMES}

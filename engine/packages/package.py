@@ -17,7 +17,7 @@ from safetensors.torch import save as bytes_from_tensors
 
 from engine.errors import PackageError
 from engine.packages.build import build_model
-from engine.packages.files import METADATA_NAME, read_file, write_files
+from engine.packages.files import METADATA_NAME, check_place, read_file, write_files
 from engine.packages.installed import find_package, list_packages
 from engine.packages.item import WEIGHTS_NAME, ModelItem, info_from_item, parse_item
 from engine.packages.item_text import WeightsFile, item_text
@@ -26,6 +26,7 @@ from engine.packages.metadata import ModelInfo
 __all__ = [
     "ModelPackage",
     "build_model",
+    "check_place",
     "find_package",
     "list_packages",
     "load_info",

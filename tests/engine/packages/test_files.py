@@ -7,7 +7,7 @@ import pytest
 
 from engine.errors import OutputError, PackageError
 from engine.packages import files
-from engine.packages.files import read_file, write_files
+from engine.packages.files import check_place, read_file, write_files
 
 CONTENTS = {"model.json": b"{}", "weights.safetensors": b"weights"}
 
@@ -75,6 +75,19 @@ def test_a_folder_of_other_things_is_never_replaced(tmp_path):
     with pytest.raises(OutputError, match=r"other things in it \(holiday\.jpg\)"):
         write_files(tmp_path / "photos", CONTENTS)
     assert (tmp_path / "photos" / "holiday.jpg").is_file()
+
+
+def test_a_place_is_checked_before_work_begins(tmp_path):
+    write_files(tmp_path / "older", CONTENTS)
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "holiday.jpg").write_bytes(b"x")
+    (tmp_path / "file").write_text("x")
+    check_place(tmp_path / "older")
+    check_place(tmp_path / "new folder" / "new.zip")
+    with pytest.raises(OutputError, match="other things in it"):
+        check_place(tmp_path / "photos")
+    with pytest.raises(OutputError, match="cannot be written into"):
+        check_place(tmp_path / "file" / "model")
 
 
 def test_a_file_is_not_replaced_by_a_folder(tmp_path):
