@@ -83,11 +83,7 @@ def classify(request: Request, feedback: Feedback) -> dict[str, Any]:
     feedback.info(f"Model: {info.title}, version {info.version} (SHA-256 {loaded.package.sha256})")
     precision = _precision(choice, request, info, feedback)
 
-    scene = open_scene(request.input, request.bands)
-    for note in scene.notes:
-        feedback.warning(note)
-    match = match_bands(info.bands, scene.require_bands())
-    feedback.info(f"Bands of the model in {scene.name}:\n{match.table()}")
+    scene, match = _open_scene(request, info, feedback)
     extent = _extent(request, scene)
     grid = Grid(scene.height, scene.width, scene.transform, scene.crs).crop(extent)
     mask = _mask(request, scene, grid, feedback)
@@ -251,6 +247,16 @@ def _precision(
         precision = "float32"
     feedback.info(f"Precision: {precision}")
     return precision
+
+
+def _open_scene(request: Request, info: ModelInfo, feedback: Feedback) -> tuple[Scene, BandMatch]:
+    """Open the scene, find the model's bands in it, and say what was assumed and found."""
+    scene = open_scene(request.input, request.bands)
+    for note in scene.notes:
+        feedback.warning(note)
+    match = match_bands(info.bands, scene.require_bands())
+    feedback.info(f"Bands of the model in {scene.name}:\n{match.table()}")
+    return scene, match
 
 
 def _extent(request: Request, scene: Scene) -> Window:

@@ -6,152 +6,21 @@ import pyogrio
 import pytest
 import rasterio
 import shapely
-import torch
 from affine import Affine
 
 from engine.device import choose_device
 from engine.errors import (
     BandMatchError,
     BandTableError,
-    CancelledError,
     LabelError,
-    OutputError,
-    PackageError,
     RequestError,
-    SceneError,
 )
 from engine.feedback import SilentFeedback
 from engine.jobs import classify as classify_module
-from engine.jobs.classify import Request, classify
-from engine.models.hyperkd import ClassifierConfig, HyperKDClassifier
-from engine.packages.metadata import ModelInfo, Normalisation
-from engine.packages.package import save_package
-from engine.raster.spectra import BandTable
-from engine.raster.style import ClassInfo
-from engine.raster.tiles import Tiling
+from engine.jobs.classify import classify
 from engine.version import engine_version
 from tests.engine.conftest import BANDS, CRS, FWHM_NM, HEIGHT, TRANSFORM, WAVELENGTH_NM, WIDTH
-
-CLASSES = (
-    ClassInfo(2, "Water", "#1e78b4"),
-    ClassInfo(7, "Meadow", "#8fce5a"),
-    ClassInfo(200, "Roof", "#e31a1c"),
-)
-NODATA = -99
-
-
-class Listener(SilentFeedback):
-    def __init__(self, cancel_at=None):
-        self.infos, self.warnings, self.fractions = [], [], []
-        self._cancel_at = cancel_at
-
-    def progress(self, fraction, message=""):
-        self.fractions.append(fraction)
-
-    def info(self, message):
-        self.infos.append(message)
-
-    def warning(self, message):
-        self.warnings.append(message)
-
-    def raise_if_cancelled(self):
-        if self._cancel_at is not None and max(self.fractions, default=0) >= self._cancel_at:
-            raise CancelledError
-
-
-def model_of(*, gate=0.0):
-    """Tells by the brightest of the first three bands, so that the right class is known."""
-    torch.manual_seed(0)
-    model = HyperKDClassifier(
-        ClassifierConfig(
-            in_channels=BANDS,
-            num_classes=3,
-            encoder_gate=gate,
-            chip_px=8,
-            halo_px=2,
-            head_channels=8,
-            embed_dim=8,
-            depth=1,
-            num_heads=2,
-        )
-    )
-    with torch.no_grad():
-        model.spectral.weight[:, :3] = 100 * torch.eye(3)
-    return model.eval()
-
-
-def info_of(model, **changes):
-    config = {name: getattr(model.config, name) for name in ClassifierConfig.__dataclass_fields__}
-    fields = {
-        "name": "brightest",
-        "title": "The brightest of three",
-        "description": "For tests.",
-        "version": "1.0.0",
-        "architecture": "hyperkd-classifier",
-        "config": config,
-        "bands": BandTable(
-            tuple(f"b{i}" for i in range(BANDS)), WAVELENGTH_NM, FWHM_NM, np.ones(BANDS, bool)
-        ),
-        "classes": CLASSES,
-        "normalisation": Normalisation.of(np.full(BANDS, 0.3), np.full(BANDS, 0.1)),
-        "tiling": Tiling(model.tile_size_px, model.halo_px, model.blend),
-        "licence": "CC-BY-SA-4.0",
-    }
-    return ModelInfo(**(fields | changes))
-
-
-@pytest.fixture
-def save_model(tmp_path):
-    def save(gate=0.0, **changes):
-        model = model_of(gate=gate)
-        path = tmp_path / "models" / "brightest"
-        path.parent.mkdir(exist_ok=True)
-        return str(save_package(str(path), info_of(model, **changes), model.state_dict()))
-
-    return save
-
-
-def brightest_scene(seed=0):
-    """(C, H, W) int16 reflectance x 10,000, and the (H, W) class values that are right."""
-    generator = np.random.default_rng(seed)
-    array = generator.integers(500, 1000, (BANDS, HEIGHT, WIDTH)).astype(np.int16)
-    brightest = generator.integers(0, 3, (HEIGHT, WIDTH))
-    np.put_along_axis(array, brightest[None], 6000, axis=0)
-    return array, np.array([info.value for info in CLASSES], np.uint8)[brightest]
-
-
-@pytest.fixture
-def scene(make_raster):
-    array, _expected = brightest_scene()
-    return make_raster(array=array, scale=1e-4, nodata=NODATA, nodata_corner=True).path
-
-
-@pytest.fixture
-def expected():
-    _array, classes = brightest_scene()
-    classes[:4, :5] = 0
-    return classes
-
-
-@pytest.fixture
-def request_of(tmp_path, scene, save_model):
-    model = save_model()
-
-    def make(**parameters):
-        output = str(tmp_path / "out" / "map.tif")
-        Path(output).parent.mkdir(exist_ok=True)
-        return Request.parse({"input": scene, "model": model, "output": output} | parameters)
-
-    return make
-
-
-def read(path):
-    with rasterio.open(path) as dataset:
-        return dataset.read()
-
-
-def left_in(folder):
-    return sorted(path.name for path in Path(folder).iterdir())
+from tests.engine.jobs.brightest import CLASSES, NODATA, Listener, brightest_scene, left_in, read
 
 
 def test_every_pixel_gets_its_class_and_nodata_stays(request_of, expected):
@@ -420,71 +289,3 @@ def test_progress_moves_from_0_to_1(request_of):
     classify(request_of(), listener)
     assert listener.fractions == sorted(listener.fractions)
     assert (listener.fractions[0], listener.fractions[-1]) == (0, 1)
-
-
-@pytest.mark.parametrize("cancel_at", [0.0, 0.02, 0.95])
-def test_cancelled_run_leaves_nothing(request_of, tmp_path, cancel_at):
-    folder = tmp_path / "out"
-    request = request_of(
-        confidence=str(folder / "confidence.tif"), probabilities=str(folder / "shares.tif")
-    )
-    with pytest.raises(CancelledError):
-        classify(request, Listener(cancel_at=cancel_at))
-    assert left_in(folder) == []
-
-
-def test_map_that_cannot_be_finished_takes_the_others_with_it(request_of, tmp_path, monkeypatch):
-    folder = tmp_path / "out"
-    finish = classify_module.RasterWriter._finish
-
-    def finish_all_but_the_map(writer):
-        if writer._path.name == "map.tif":
-            raise OutputError("The disk is full.")
-        finish(writer)
-
-    monkeypatch.setattr(classify_module.RasterWriter, "_finish", finish_all_but_the_map)
-    with pytest.raises(OutputError, match="The disk is full"):
-        classify(request_of(confidence=str(folder / "confidence.tif")), SilentFeedback())
-    assert left_in(folder) == []
-
-
-def test_failed_run_keeps_the_older_map(request_of, make_raster, tmp_path):
-    request = request_of()
-    classify(request, SilentFeedback())
-    before = Path(request.output).read_bytes()
-    broken = make_raster("broken.tif", array=brightest_scene()[0], scale=1e-4, nodata=NODATA)
-    content = Path(broken.path).read_bytes()
-    Path(broken.path).write_bytes(content[: len(content) // 2])
-    with pytest.raises(SceneError, match=r"broken\.tif"):
-        classify(request_of(input=broken.path), SilentFeedback())
-    assert Path(request.output).read_bytes() == before
-    assert left_in(tmp_path / "out") == ["map.qml", "map.tif", "map.tif.aux.xml"]
-
-
-@pytest.mark.parametrize("name", ["output", "confidence", "probabilities"])
-def test_scene_cannot_be_an_output(request_of, scene, name):
-    before = Path(scene).read_bytes()
-    with pytest.raises(OutputError, match="is also an input"):
-        classify(request_of(**{name: scene}), SilentFeedback())
-    assert Path(scene).read_bytes() == before
-
-
-def test_missing_output_folder_is_named(request_of, tmp_path):
-    with pytest.raises(OutputError, match=r"missing of the output map\.tif does not exist"):
-        classify(request_of(output=str(tmp_path / "missing" / "map.tif")), SilentFeedback())
-
-
-def test_model_that_is_no_classifier_is_refused(request_of, save_model):
-    with pytest.raises(PackageError, match="is for regression"):
-        classify(request_of(model=save_model(task="regression")), SilentFeedback())
-
-
-def test_unknown_model_is_refused(request_of):
-    with pytest.raises(PackageError, match="There is no model package 'nothing'"):
-        classify(request_of(model="nothing"), SilentFeedback())
-
-
-@pytest.mark.parametrize("tile_size", [15, 4097, "large"])
-def test_tile_size_out_of_range_is_refused(request_of, tile_size):
-    with pytest.raises(RequestError, match="tile_size"):
-        request_of(tile_size=tile_size)
