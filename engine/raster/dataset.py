@@ -72,6 +72,11 @@ def check_raw_length(dataset: DatasetReader) -> None:
     Raises:
         SceneError: it is shorter.
     """
+    if dataset.driver == "VRT":
+        for name in (name for name in dataset.files[1:] if _is_raw(name)):
+            with open_dataset(name) as source:
+                check_raw_length(source)
+        return
     path = Path(dataset.name)
     if dataset.driver not in _RAW_DRIVERS or not path.is_file():
         return
@@ -86,6 +91,13 @@ def check_raw_length(dataset: DatasetReader) -> None:
             f"asks for, so that the block of {_missing(dataset, length)} is missing.",
             "Copy or download the file again.",
         )
+
+
+def _is_raw(name: str) -> bool:
+    """True when an ENVI or ESRI header stands beside a file."""
+    path = Path(name)
+    beside = (path.with_suffix(".hdr"), path.with_name(f"{path.name}.hdr"))
+    return path.suffix != ".hdr" and path.is_file() and any(header.is_file() for header in beside)
 
 
 def raw_bytes(dataset: DatasetReader) -> int:

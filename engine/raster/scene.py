@@ -11,6 +11,7 @@ import numpy as np
 from affine import Affine
 from numpy.typing import NDArray
 from rasterio.crs import CRS
+from rasterio.enums import MaskFlags
 from rasterio.io import DatasetReader
 
 from engine.errors import BandTableError, SceneError
@@ -30,7 +31,7 @@ _DTYPES = ("uint8", "int8", "int16", "uint16", "int32", "float32", "float64")
 # Two grids are the same when no corner is further off than this share of a pixel.
 _GRID_TOLERANCE_PX = 1e-3
 _SAMPLE_BANDS = 5
-_SAMPLE_ROWS, _SAMPLE_COLS = 32, 512
+_SAMPLE_ROWS, _SAMPLE_COLS = 32, 256
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,7 +154,7 @@ def _describe(dataset: DatasetReader, file: str) -> _Part:
         dtype=dtypes[0],
         block_shape=_block_shape(dataset),
         facts=collect_facts(dataset),
-        notes=_grid_notes(dataset),
+        notes=_file_notes(dataset),
         texts=(*texts, *dataset.tags(ns="ENVI").values()),
     )
 
@@ -167,16 +168,22 @@ def _block_shape(dataset: DatasetReader) -> tuple[int, int]:
     return min(rows, dataset.height), min(cols, dataset.width)
 
 
-def _grid_notes(dataset: DatasetReader) -> tuple[str, ...]:
-    """What the user should know about a file's place on Earth."""
-    if dataset.crs:
-        return ()
-    if dataset.gcps[0]:
-        return (
+def _file_notes(dataset: DatasetReader) -> tuple[str, ...]:
+    """What the user should know about a file's place on Earth, and about its mask."""
+    notes = []
+    if not dataset.crs and dataset.gcps[0]:
+        notes.append(
             f"{dataset.name} is placed by ground control points only; results keep its pixel grid "
-            "and have no CRS.",
+            "and have no CRS."
         )
-    return (f"{dataset.name} has no CRS; results will have none either.",)
+    elif not dataset.crs:
+        notes.append(f"{dataset.name} has no CRS; results will have none either.")
+    if any(flags == [MaskFlags.per_dataset] for flags in dataset.mask_flag_enums):
+        notes.append(
+            f"{dataset.name} has a mask of its own, which is not used: mark pixels without a "
+            "measurement by a nodata value."
+        )
+    return tuple(notes)
 
 
 def _check_one_grid(parts: Sequence[_Part]) -> None:
@@ -320,19 +327,30 @@ def _band_table(facts: BandFacts, kept: list[int]) -> BandTable | None:
 
 
 def _sample(scene: Scene) -> NDArray[Any]:
-    """(N,) valid values of a few bands at five places, until some are found."""
+    """(N,) valid values of a few bands, from two places that have some.
+
+    Few and small, because a block of a file that is stored by pixel holds all its bands.
+    """
     usable = np.flatnonzero(scene.bands.good) if scene.bands else np.arange(len(scene.nodata))
-    chosen = usable[np.linspace(0, len(usable) - 1, _SAMPLE_BANDS).astype(int)]
-    band_index = [int(i) for i in dict.fromkeys(chosen)] if len(usable) else [0]
-    height, width = min(_SAMPLE_ROWS, scene.height), min(_SAMPLE_COLS, scene.width)
-    col_off = (scene.width - width) // 2
-    found: list[NDArray[Any]] = []
+    chosen = (
+        usable[np.linspace(0, len(usable) - 1, _SAMPLE_BANDS).astype(int)] if len(usable) else [0]
+    )
+    band_index = [int(i) for i in dict.fromkeys(chosen)]
+    height = min(_SAMPLE_ROWS, scene.height)
+    width = min(_SAMPLE_COLS, scene.width, scene.block_shape[1])
+    # From the edge of a block, so that each place lies in one.
+    col_off = scene.width // 2 // scene.block_shape[1] * scene.block_shape[1]
+    width = min(width, scene.width - col_off)
+    places = []
     with SceneReader(scene, band_index, unpack=False) as reader:
-        for place in (0.5, 0.25, 0.75, 0.05, 0.95):
-            row_off = int(place * (scene.height - height))
+        for share in (0.5, 0.25, 0.75, 0.05, 0.95):
+            row_off = int(share * (scene.height - height))
             values = reader.read(Window(row_off, col_off, height, width))
-            found += [_valid(values[i], scene.nodata[band]) for i, band in enumerate(band_index)]
-    return np.concatenate(found)
+            valid = [_valid(values[i], scene.nodata[band]) for i, band in enumerate(band_index)]
+            places.append(np.concatenate(valid))
+            if sum(place.size > 0 for place in places) == 2:
+                break
+    return np.concatenate(places)
 
 
 def _valid(values: NDArray[Any], nodata: float | None) -> NDArray[Any]:

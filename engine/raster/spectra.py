@@ -251,7 +251,8 @@ class _Matcher:
         above = np.flatnonzero(centre_nm >= wavelength_nm)
         if not len(below) or not len(above):
             return np.empty(0, np.intp), np.empty(0)
-        inside = _response_support(centre_nm, wavelength_nm, fwhm_nm, below[-1], above[0])
+        within = np.flatnonzero(np.abs(centre_nm - wavelength_nm) <= fwhm_nm / 2)
+        inside = np.union1d(within, [below[-1], above[0]])
         if np.max(np.diff(centre_nm[inside]), initial=0.0) > gap_max_nm:
             return np.empty(0, np.intp), np.empty(0)
         weight = _gaussian_weights(centre_nm, self._fwhm_nm[usable], wavelength_nm, fwhm_nm)
@@ -276,21 +277,6 @@ class _Matcher:
         band_index = self._band_index[chosen]
         order = np.argsort(band_index)
         return _Found(band_index[order], weight[order], row)
-
-
-def _response_support(
-    centre_nm: NDArray[np.float64],
-    wavelength_nm: float,
-    fwhm_nm: float,
-    below: np.intp,
-    above: np.intp,
-) -> NDArray[np.intp]:
-    """Positions of the bands within half a response, and of the two neighbours, ascending."""
-    within = np.flatnonzero(np.abs(centre_nm - wavelength_nm) <= fwhm_nm / 2)
-    outer = np.asarray([max(below - 1, 0), below, above, min(above + 1, len(centre_nm) - 1)])
-    # The bands next to the neighbours matter only where the response reaches over them.
-    outer = outer[np.abs(centre_nm[outer] - wavelength_nm) <= fwhm_nm / 2]
-    return np.unique(np.concatenate([within, outer, [below, above]]))
 
 
 def _gaussian_weights(

@@ -80,14 +80,14 @@ def test_a_product_in_a_zip_is_opened(make_enmap_product, tmp_path):
 def test_a_product_without_its_image_says_so(make_enmap_product):
     metadata, image, _ = make_enmap_product()
     Path(image).unlink()
-    with pytest.raises(SceneError, match="beside 0 spectral images.*SPECTRAL_IMAGE"):
+    with pytest.raises(SceneError, match=r"beside 0 spectral images.*SPECTRAL_IMAGE"):
         open_scene(metadata)
 
 
 def test_a_product_of_two_images_names_them(make_enmap_product):
     metadata, image, _ = make_enmap_product()
     Path(image.replace("SPECTRAL_IMAGE", "SPECTRAL_IMAGE_VNIR")).write_bytes(b"")
-    with pytest.raises(SceneError, match="beside 2 spectral images.*IMAGE_VNIR"):
+    with pytest.raises(SceneError, match=r"beside 2 spectral images.*IMAGE_VNIR"):
         open_scene(metadata)
 
 

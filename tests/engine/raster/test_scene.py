@@ -105,6 +105,13 @@ def test_a_scene_without_a_crs_is_opened_with_a_note(make_raster):
     assert any("has no CRS" in note for note in scene.notes)
 
 
+def test_a_mask_that_is_not_used_is_said(make_raster):
+    made = make_raster()
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(made.path, "r+") as dataset:
+        dataset.write_mask(np.ones((HEIGHT, WIDTH), bool))
+    assert any("mask of its own" in note for note in open_scene(made.path).notes)
+
+
 # Several files
 
 
@@ -211,6 +218,15 @@ def test_a_vrt_without_its_source_names_the_source(make_raster, tmp_path):
     os.remove(made.path)
     with pytest.raises(SceneError, match=r"scene\.tif"):
         open_scene(str(vrt))
+
+
+def test_a_truncated_source_of_a_vrt_is_noticed(make_raster, tmp_path):
+    made = make_raster("raw.bsq", driver="ENVI", interleave="bsq", tags="envi")
+    vrt = str(tmp_path / "scene.vrt")
+    rasterio.shutil.copy(made.path, vrt, driver="VRT")
+    cut(made.path, 0.6)
+    with pytest.raises(SceneError, match=r"raw\.bsq is truncated.*bands 8 to 12"):
+        open_scene(vrt)
 
 
 def test_a_raster_in_a_zip_is_read(make_raster, tmp_path):
@@ -413,7 +429,7 @@ def test_a_file_of_subdatasets_names_one(tmp_path):
         options = {"raster_table": table, "append_subdataset": append}
         with rasterio.open(package, "w", crs=CRS, transform=TRANSFORM, **profile, **options) as out:
             out.write(np.ones((1, 3, 4), np.uint8))
-    with pytest.raises(SceneError, match="but 2 data sets inside.*GPKG:.*first"):
+    with pytest.raises(SceneError, match=r"but 2 data sets inside.*GPKG:.*first"):
         open_scene(package)
 
 

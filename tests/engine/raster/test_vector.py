@@ -127,19 +127,19 @@ def test_features_without_a_geometry_are_left_out(tmp_path):
 @pytest.mark.parametrize("values", [np.asarray([np.nan, np.nan]), np.asarray(["", "  "], object)])
 def test_an_empty_field_is_refused(tmp_path, values):
     path = write_layer(tmp_path / "l.gpkg", BOXES, values=values)
-    with pytest.raises(LabelError, match="field 'class' of .* is empty"):
+    with pytest.raises(LabelError, match=r"field 'class' of .* is empty"):
         read_shapes(path, "class", None)
 
 
 def test_a_field_that_is_not_there_is_refused_with_those_that_are(tmp_path):
     path = write_layer(tmp_path / "l.gpkg", BOXES, values=[1, 2], field="kind")
-    with pytest.raises(LabelError, match="no field 'class'.*Its fields are: kind"):
+    with pytest.raises(LabelError, match=r"no field 'class'.*Its fields are: kind"):
         read_shapes(path, "class", None)
 
 
 def test_lines_are_refused(tmp_path):
     path = write_layer(tmp_path / "l.gpkg", [shapely.LineString([(0, 0), (1, 1)])])
-    with pytest.raises(LabelError, match="features of type linestring.*polygons or points"):
+    with pytest.raises(LabelError, match=r"features of type linestring.*polygons or points"):
         read_shapes(path, None, None)
 
 
@@ -157,7 +157,7 @@ def test_a_missing_layer_is_named():
 
 def test_a_layer_name_that_is_not_there_is_refused(tmp_path):
     path = write_layer(tmp_path / "l.gpkg", BOXES)
-    with pytest.raises(LabelError, match="cannot be read as a vector layer.*'other'"):
+    with pytest.raises(LabelError, match=r"cannot be read as a vector layer.*'other'"):
         read_shapes(f"{path}|layername=other", None, None)
 
 
