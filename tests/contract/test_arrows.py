@@ -46,8 +46,8 @@ ROWS = (
     Row(
         "engine/jobs/*",
         (*EVERYWHERE, "engine.jobs", "engine.training", "engine.packages", "engine.models",
-         "engine.raster", "engine.device", "engine.report", "matplotlib", "numpy", "pydantic",
-         "rasterio", "sklearn", "torch"),
+         "engine.raster", "engine.device", "engine.report", "lightning_fabric", "matplotlib",
+         "numpy", "pydantic", "rasterio", "sklearn", "torch"),
     ),
     Row(
         "engine/training/*",
