@@ -203,11 +203,13 @@ def main() -> None:
         CONFIDENCE=folder / "confidence.tif",
     )
     labels = find_one(sample, "*.gpkg")
+    training = json.loads(find_one(sample, "train_*.json").read_text(encoding="utf-8"))
     say(f"4/5 comparing the map with {labels.name}")
     results = qgis.run(
         "hyperkd:assessaccuracy",
         INPUT=folder / "landcover.tif",
         REFERENCE=labels,
+        CLASS_FIELD=training["parameters"]["class_field"],
         REPORT=folder / "accuracy.html",
     )
     say("5/5 drawing the map")
