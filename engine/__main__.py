@@ -72,6 +72,8 @@ def _log_to_standard_error() -> None:
     form = "%(asctime)s %(levelname)s %(name)s: %(message)s"
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format=form)
     logging.captureWarnings(True)
+    # GDAL tells of every file that is not what it first tried, vectors among them.
+    logging.getLogger("rasterio").setLevel(logging.WARNING)
 
 
 if __name__ == "__main__":
