@@ -62,7 +62,7 @@ def matched(scene, model):
         return None
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.data())
 def test_a_constant_spectrum_stays_constant(data):
     scene = data.draw(scene_tables())
@@ -71,7 +71,7 @@ def test_a_constant_spectrum_stays_constant(data):
         assert apply(match, np.full(len(scene), 0.25)) == pytest.approx(0.25, abs=1e-6)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.data())
 def test_a_linear_spectrum_is_reproduced_where_bands_are_resampled(data):
     scene = data.draw(scene_tables())
@@ -86,7 +86,7 @@ def test_a_linear_spectrum_is_reproduced_where_bands_are_resampled(data):
     )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.data())
 def test_the_order_of_the_scene_decides_nothing(data):
     scene = data.draw(scene_tables())
@@ -105,7 +105,7 @@ def test_the_order_of_the_scene_decides_nothing(data):
         assert apply(one, spectrum) == pytest.approx(apply(other, spectrum[order]), abs=1e-5)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.data())
 def test_rows_of_weights_sum_to_one_and_indices_ascend(data):
     scene = data.draw(scene_tables())

@@ -168,6 +168,13 @@ def test_a_polygon_that_crosses_itself_is_mended(tmp_path):
     assert shapes[0].geometry.area == pytest.approx(2.0)
 
 
+def test_overlapping_parts_of_a_multipolygon_make_no_hole(tmp_path):
+    parts = shapely.MultiPolygon([pixel_box(1, 1, 4, 4), pixel_box(3, 3, 4, 4)])
+    shapes = read_shapes(write_layer(tmp_path / "l.gpkg", [parts]), None, UTM33)
+    mask = burn_mask(shapes, Window(0, 0, 24, 17), TRANSFORM)
+    assert mask.sum() == 16 + 16 - 4
+
+
 def test_rasters_are_told_from_vectors(tmp_path, make_raster):
     assert is_vector(write_layer(tmp_path / "l.gpkg", BOXES) + "|layername=l")
     assert not is_vector(make_raster().path)
