@@ -8,11 +8,11 @@ from pathlib import PurePath
 from typing import Any
 
 import numpy as np
-from affine import Affine
 from numpy.typing import NDArray
 from rasterio.crs import CRS
 from rasterio.enums import MaskFlags
 from rasterio.io import DatasetReader
+from rasterio.transform import Affine
 
 from engine.errors import BandTableError, SceneError
 from engine.raster.band_metadata import BandFacts, merge_facts
