@@ -115,7 +115,7 @@ class VectorLabels:
         self._field = field
         self._crs = crs
         note = crs_note(source, crs)
-        self.notes = (note,) if note else ()
+        self.notes: tuple[str, ...] = (note,) if note else ()
         self._shapes = self._read(crs)
         counts = Counter(shape.value for shape in self._shapes)
         if not counts:
