@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,9 @@ from torch import Tensor
 from engine.raster.pieces import Stored
 from engine.raster.scene import Scene
 from engine.raster.spectra import BandMatch
+
+# Values that are converted at a time on a CPU: they and their results fit into its second cache.
+_CACHED_VALUES = 2**16
 
 
 class Reflectance:
@@ -27,9 +31,9 @@ class Reflectance:
     def __init__(self, scene: Scene, match: BandMatch, device: torch.device) -> None:
         index = list(match.scene_band_index)
         self._device = device
-        self._scale = _per_band(scene.scale[index], device)
-        self._offset = _per_band(scene.offset[index], device)
-        self._nodata = _nodata_bands([scene.nodata[band] for band in index], scene.dtype)
+        self._scale = scene.scale[index].astype(np.float32)[:, None, None]
+        self._offset = scene.offset[index].astype(np.float32)[:, None, None]
+        self._nodata = _Nodata([scene.nodata[band] for band in index], scene.dtype)
         self._weights = (
             None if match.weights is None else torch.from_numpy(match.weights).to(device)
         )
@@ -45,84 +49,108 @@ class Reflectance:
             (M, h, w) float32 reflectance of the model's bands, 0 where not valid, good until the
             next call; and (h, w) bool, True where all bands are finite and none is nodata.
         """
-        values = torch.from_numpy(stored).to(self._device, non_blocking=True)
-        valid = self._valid(values)
-        c, h, w = values.shape
-        reflectance = self._room("read", (c, h, w)).copy_(values)
-        if not isinstance(self._scale, float) or self._scale != 1.0:
-            reflectance.mul_(self._scale)
-        if not isinstance(self._offset, float) or self._offset != 0.0:
-            reflectance.add_(self._offset)
-        if self._weights is not None:
-            room = self._room("matched", (len(self._weights), h * w))
-            torch.matmul(self._weights, reflectance.view(c, h * w), out=room)
-            reflectance = room.view(-1, h, w)
-        if not bool(valid.all()):
-            reflectance.masked_fill_(~valid, 0.0)
-        return reflectance, valid
+        c, h, w = stored.shape
+        room = self._room("read", (c, h, w))
+        if self._device.type == "cpu":
+            reflectance, valid = self._convert_here(stored, room)
+        else:
+            reflectance, valid = self._convert_there(stored, room)
+        if self._weights is None:
+            return reflectance, valid
+        matched = self._room("matched", (len(self._weights), h * w))
+        torch.matmul(self._weights, reflectance.view(c, h * w), out=matched)
+        return matched.view(-1, h, w), valid
 
-    def _valid(self, values: Tensor) -> Tensor:
-        """Tell which (h, w) pixels of the stored (C, h, w) can be used."""
-        valid = torch.ones(values.shape[1:], dtype=torch.bool, device=self._device)
-        # numpy compares stored integers several times faster than torch does on a CPU, and torch
-        # cannot compare unsigned ones: there, the bits of the signed type are compared.
-        on_cpu = self._device.type == "cpu"
-        x: Any = values.numpy() if on_cpu else _signed(values)
-        if values.dtype.is_floating_point:
-            valid &= torch.as_tensor((np if on_cpu else torch).isfinite(x).all(0))
-        for number, bands in self._nodata:
-            some = x if len(bands) == len(x) else x[bands]
-            valid &= torch.as_tensor((some != (number if on_cpu else _wrapped(number))).all(0))
-        return valid
+    def _convert_here(self, stored: Stored, room: Tensor) -> tuple[Tensor, Tensor]:
+        """Convert on the CPU, in parts that stay in its cache, and in this thread alone.
+
+        torch would share each step among its threads, which wait for each other at the end of it:
+        with the reader on one of few cores that takes longer than the step itself.
+        """
+        reflectance = room.numpy()
+        valid = np.ones(stored.shape[1:], np.bool_)
+        step = max(1, _CACHED_VALUES // valid.size)
+        has_offset, has_scale = np.any(self._offset != 0), np.any(self._scale != 1)
+        for start in range(0, len(stored), step):
+            bands = slice(start, start + step)
+            part, out = stored[bands], reflectance[bands]
+            np.copyto(out, part, casting="same_kind")
+            if has_scale:
+                np.multiply(out, self._scale[bands], out=out)
+            if has_offset:
+                np.add(out, self._offset[bands], out=out)
+            self._nodata.mark(part, bands, valid)
+        if not valid.all():
+            np.copyto(reflectance, 0, where=~valid)
+        return room, torch.from_numpy(valid)
+
+    def _convert_there(self, stored: Stored, room: Tensor) -> tuple[Tensor, Tensor]:
+        """Convert on the device, to which the stored integers travel."""
+        values = torch.from_numpy(stored).to(self._device, non_blocking=True)
+        reflectance = room.copy_(values)
+        reflectance.mul_(torch.from_numpy(self._scale).to(self._device))
+        reflectance.add_(torch.from_numpy(self._offset).to(self._device))
+        valid = self._nodata.valid_on_device(values)
+        return reflectance.masked_fill_(~valid, 0.0), valid
 
     def _room(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """Reuse memory from piece to piece: fresh pages cost as much as the conversion."""
-        size = int(np.prod(shape))
+        size = prod(shape)
         if name not in self._scratch or self._scratch[name].numel() < size:
             self._scratch[name] = torch.empty(size, device=self._device)
         return self._scratch[name][:size].view(shape)
 
 
-def _per_band(values: NDArray[np.float64], device: torch.device) -> Tensor | float:
-    """One number when all bands have the same, else (C, 1, 1) float32."""
-    if np.all(values == values[0]):
-        return float(values[0])
-    return torch.from_numpy(values.astype(np.float32)[:, None, None]).to(device)
+class _Nodata:
+    """Which stored values mean "no measurement": NaN and infinities always, and one number a band.
 
-
-def _nodata_bands(
-    nodata: Sequence[float | None], dtype: np.dtype[Any]
-) -> list[tuple[np.generic, list[int]]]:
-    """Group the bands by nodata value; a value that the type cannot store is in no pixel.
-
-    NaN and infinities are left out too: no pixel with such a value in a band is valid.
+    Args:
+        nodata: one number a band; None: all stored values are measurements.
+        dtype: stored type.
     """
-    groups: dict[float, list[int]] = {}
-    for band, number in enumerate(nodata):
-        if number is not None and np.isfinite(number):
-            groups.setdefault(number, []).append(band)
+
+    def __init__(self, nodata: Sequence[float | None], dtype: np.dtype[Any]) -> None:
+        self._dtype = dtype
+        numbers = [_as_stored(number, dtype) for number in nodata]
+        self._has_number = np.array([number is not None for number in numbers])
+        stated = [0 if number is None else number for number in numbers]
+        self._numbers = np.array(stated, dtype)[:, None, None]
+
+    def mark(self, part: Stored, bands: slice, valid: NDArray[np.bool_]) -> None:
+        """Clear ``valid`` (h, w) where a band of ``part`` (bands, h, w) has no measurement."""
+        if self._dtype.kind == "f":
+            valid &= np.isfinite(part).all(axis=0)
+        chosen = self._has_number[bands]
+        if chosen.all():
+            valid &= (part != self._numbers[bands]).all(axis=0)
+        elif chosen.any():
+            valid &= (part[chosen] != self._numbers[bands][chosen]).all(axis=0)
+
+    def valid_on_device(self, values: Tensor) -> Tensor:
+        """Same as `mark` for all bands (C, h, w) of a tensor, as a new (h, w) bool tensor."""
+        device = values.device
+        has_number = torch.from_numpy(self._has_number).to(device)[:, None, None]
+        numbers = torch.from_numpy(self._numbers).to(device)
+        # torch cannot compare unsigned integers; equal bits say the same.
+        signed = _SIGNED.get(values.dtype, values.dtype)
+        usable = (values.view(signed) != numbers.view(signed)) | ~has_number
+        if values.dtype.is_floating_point:
+            usable &= torch.isfinite(values)
+        return usable.all(0)
+
+
+_SIGNED = {torch.uint16: torch.int16, torch.uint32: torch.int32}
+
+
+def _as_stored(number: float | None, dtype: np.dtype[Any]) -> Any:
+    """A nodata value as the type stores it; None when no pixel can have it.
+
+    NaN and infinities count as None: pixels with such values are never valid.
+    """
+    if number is None or not np.isfinite(number):
+        return None
     if dtype.kind == "f":
-        return [(dtype.type(number), bands) for number, bands in groups.items()]
+        return dtype.type(number)
     limits = np.iinfo(dtype)
-    return [
-        (dtype.type(number), bands)
-        for number, bands in groups.items()
-        if number == int(number) and limits.min <= number <= limits.max
-    ]
-
-
-_SIGNED = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}
-
-
-def _signed(values: Tensor) -> Tensor:
-    """The same bits as a type that torch can compare."""
-    return values.view(_SIGNED.get(values.dtype, values.dtype))
-
-
-def _wrapped(number: np.generic) -> float | int:
-    """The number that `_signed` makes of a stored one."""
-    kind = number.dtype.kind
-    value: float | int = (
-        number.view(f"i{number.itemsize}") if kind == "u" and number.itemsize > 1 else number
-    ).item()
-    return value
+    fits = number == int(number) and limits.min <= number <= limits.max
+    return dtype.type(int(number)) if fits else None

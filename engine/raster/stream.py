@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
+from math import prod
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -38,11 +39,11 @@ Sink = Callable[[Window, NDArray[np.float32], NDArray[np.bool_]], None]
 ValidMask = Callable[[Window], NDArray[np.bool_]]
 
 # Stored bytes of a piece. Three pieces are held: one is read, one waits, one is computed.
-_PIECE_BYTES = 32 * 2**20
+_PIECE_BYTES = 48 * 2**20
 _BUFFERS = 3
-# GDAL's own cache has to hold the blocks of one piece and no more: its default, 5 % of the
-# machine's memory, would grow with the scene.
-_GDAL_CACHE_BYTES = 4 * _PIECE_BYTES
+# GDAL's own cache has to hold one block of all bands, or it decodes blocks again for each band.
+# Its default, 5 % of the machine's memory, would grow with the scene.
+_GDAL_CACHE_BYTES = (64 * 2**20, 512 * 2**20)
 # Reflectance bytes of a batch. A CPU gains nothing from more than its caches hold.
 _BATCH_BYTES = {"cpu": 32 * 2**20, "cuda": 256 * 2**20}
 
@@ -181,8 +182,10 @@ def _read(
     pieces: Relay[PieceData],
 ) -> None:
     """Work of the reader thread."""
-    options = {"GDAL_CACHEMAX": _GDAL_CACHE_BYTES, "GDAL_NUM_THREADS": "ALL_CPUS"}
-    with rasterio.Env(**options), SceneReader(scene, match.scene_band_index) as source:
+    smallest, largest = _GDAL_CACHE_BYTES
+    block_bytes = prod(scene.block_shape) * scene.dtype.itemsize * len(match.scene_band_index)
+    cache = min(max(smallest, 2 * block_bytes), largest)
+    with rasterio.Env(GDAL_CACHEMAX=cache), SceneReader(scene, match.scene_band_index) as source:
         reader = PieceReader(source, len(match.scene_band_index), strips, valid_mask)
         for piece in reader.pieces(free.get):
             pieces.put(piece)

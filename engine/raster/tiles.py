@@ -193,7 +193,7 @@ def choose_piece_shape(
         if block_rows * unit_cols > 4 * piece_px:
             rows = int(sqrt(piece_px))
             unit_cols = rows
-        cols = _round_down(max(piece_px // rows, 1), unit_cols)
+        cols = max(round(piece_px / rows / unit_cols), 1) * unit_cols
         if cols >= extent.width:  # the strip is narrow, so it can be higher
             rows = max(rows, piece_px // cols)
     unit_rows = lcm(block_rows, tiling.align_px)
