@@ -127,7 +127,7 @@ def stream_scene(
     tiling = _resize(model.tiling, tile_size_px)
     pixel_bytes = len(match.scene_band_index) * scene.dtype.itemsize
     piece_px = max(1, piece_bytes // pixel_bytes)
-    piece_shape = choose_piece_shape(extent, tiling, scene.block_shape, scene.width, piece_px)
+    piece_shape = choose_piece_shape(tiling, scene.block_shape, scene.width, piece_px)
     strips = plan_strips(extent, tiling, scene.height, scene.width, piece_shape)
     stage = _DeviceStage(scene, match, model, tiling, device, precision, feedback)
 

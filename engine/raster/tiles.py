@@ -159,11 +159,7 @@ def plan_strips(
 
 
 def choose_piece_shape(
-    extent: Window,
-    tiling: Tiling,
-    block_shape: tuple[int, int],
-    width: int,
-    piece_px: int,
+    tiling: Tiling, block_shape: tuple[int, int], width: int, piece_px: int
 ) -> tuple[int, int]:
     """Choose how many rows and columns are read at a time.
 
@@ -172,32 +168,32 @@ def choose_piece_shape(
     four times of it: then memory comes first.
 
     Args:
-        extent: pixels that are wanted.
         tiling: how the model wants its input cut.
         block_shape: rows and columns of a block of the file.
-        width: columns of the image.
+        width: columns that are read.
         piece_px: how many pixels a piece should have; bounds the memory.
 
     Returns:
         Rows and columns, multiples of the blocks where these are not too large.
     """
     block_rows, block_cols = block_shape
+    unit_rows, unit_cols = lcm(block_rows, tiling.align_px), lcm(block_cols, tiling.align_px)
+    largest_px = 4 * piece_px
     # A strip of twelve halos computes 1 + 2 / 12 times its pixels: under the aim of 1.2.
     wanted_rows = tiling.tile_size_px if tiling.blend else 12 * tiling.margin_px
     if block_cols >= width or block_rows == 1:
-        cols = max(extent.width, width)
-        rows = max(piece_px // cols, min(wanted_rows, 4 * piece_px // cols), 1)
+        cols = width
+        rows = max(piece_px // cols, min(wanted_rows, largest_px // cols))
     else:
-        unit_cols = lcm(block_cols, tiling.align_px)
-        rows = max(block_rows, min(wanted_rows, int(sqrt(piece_px))))
-        if block_rows * unit_cols > 4 * piece_px:
-            rows = int(sqrt(piece_px))
-            unit_cols = rows
-        cols = max(round(piece_px / rows / unit_cols), 1) * unit_cols
-        if cols >= extent.width:  # the strip is narrow, so it can be higher
+        if unit_rows * unit_cols > largest_px:  # such blocks have to be decoded more than once
+            unit_rows = unit_cols = tiling.align_px
+        side = int(sqrt(piece_px))
+        rows = min(max(unit_rows, min(wanted_rows, side)), largest_px // unit_cols)
+        cols = max(round(piece_px / max(rows, 1) / unit_cols), 1) * unit_cols
+        if cols >= width:  # the image is narrow, so that its strips can be higher
+            cols = width
             rows = max(rows, piece_px // cols)
-    unit_rows = lcm(block_rows, tiling.align_px)
-    if unit_rows * cols > 4 * piece_px:
+    if unit_rows * cols > largest_px:
         unit_rows = tiling.align_px
     return max(_round_down(rows, unit_rows), tiling.smallest_tile_px), cols
 
