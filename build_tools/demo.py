@@ -135,15 +135,19 @@ def in_percent(value: float) -> str:
 
 def print_accuracy(results: dict[str, Any], model: dict[str, Any]) -> None:
     """Print the scores on all labels, and those on the places that training did not see."""
-    say("accuracy against all packaged labels, most of which the model was trained on:")
-    for key, name in SCORES.items():
-        if results.get(key) is not None:
-            say(f"  {name:18} {float(results[key]):.3f}")
     held_out = model.get("hyperkd:scores") or {}
+    training = model.get("hyperkd:training") or {}
+    say(f"{'accuracy':20}{'held-out places':>18}{'all labels':>18}")
     for key, name in SCORES.items():
-        value = held_out.get(key.lower())
-        if value is not None:
-            say(f"  {name:18} {float(value):.3f}  on the places that training did not see")
+        scores = (held_out.get(key.lower()), results.get(key))
+        columns = "".join(f"{'-' if value is None else f'{value:.3f}':>18}" for value in scores)
+        say(f"{name:20}{columns}")
+    say(
+        f"Held-out places: {training.get('held_out_pixels')} pixels in "
+        f"{training.get('held_out_blocks')} of {training.get('blocks')} blocks, which training "
+        "did not see. All labels: with the places of training, and with classes that the model "
+        "does not know, which count as 0 in the means."
+    )
 
 
 def draw(qgis: Qgis, folder: Path, sample: Path, model: dict[str, Any]) -> None:
