@@ -31,7 +31,7 @@ POLL_S = 0.05
 """How often a waiting job looks whether the user wants to stop."""
 
 CANCEL_LIMIT_S = 3.0
-"""How long a cancelled engine may take to answer before it is killed."""
+"""How long a cancelled engine may take to answer before it is ended and replaced."""
 
 START_LIMIT_S = 180.0
 """How long the first start may take: a cold disk and a virus scanner read torch for minutes."""
@@ -324,7 +324,7 @@ class _JobWatch:
                 self._cancel_limit_s = now_s + CANCEL_LIMIT_S
                 self._process.send(cancel_message(self._job))
         elif now_s > self._cancel_limit_s:
-            self._process.kill()
+            self._process.abandon()
             raise JobCancelledError
 
     def _pass_on(self, event: Event) -> None:
@@ -341,7 +341,7 @@ class _JobWatch:
         code, tail = self._process.exit_report()
         ended_idle = code == 0 and not self._has_begun
         only_waited = self._process.job_at_end != self._job
-        if self._process.killed_by_us or ended_idle or only_waited:
+        if self._process.ended_by_us or ended_idle or only_waited:
             return _EngineLostError()
         return EngineCrashError(
             f"HyperKD's engine crashed in the middle of the job, {_exit_words(code)}."

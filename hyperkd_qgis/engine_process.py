@@ -11,8 +11,9 @@ import subprocess  # nosec B404
 import sys
 import threading
 from collections import deque
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -20,10 +21,12 @@ from .events import NOISE, Event, EventStream
 from .request import shutdown_message
 
 READ_BYTES = 65536
+PIPE_S = 1.0
 TAIL_LINES = 20
 LOG_BYTES = 1_000_000
 LOG_BACKUPS = 2
-SHUTDOWN_S = 2.0
+SHUTDOWN_S = 4.0
+"""How long an engine may take to end: it gives a job two seconds to clean up after itself."""
 
 Mailbox = queue.Queue
 """Of `Event`; None says that the engine has ended and nothing more will come."""
@@ -40,7 +43,8 @@ class EngineCommand:
     """
 
     arguments: tuple[str, ...]
-    environment: Mapping[str, str]
+    # not compared: QGIS and plugins set variables now and then, and a warm engine is worth more
+    environment: Mapping[str, str] = field(compare=False)
     version: str
 
 
@@ -74,7 +78,7 @@ class EngineProcess:
 
     def __init__(self, command: EngineCommand, log: logging.Logger) -> None:
         self.command = command
-        self.killed_by_us = False
+        self.ended_by_us = False
         self.job_at_end: str | None = None
         self._log = log
         self._tail: deque[str] = deque(maxlen=TAIL_LINES)
@@ -95,12 +99,13 @@ class EngineProcess:
         )
         self._log.info("started %s as process %d", command.arguments[0], self._process.pid)
         self._stderr_reader = self._start_thread(self._read_errors, self._process.stderr)
-        self._start_thread(self._read_events, self._process.stdout)
+        self._event_reader = self._start_thread(self._read_events, self._process.stdout)
+        self._start_thread(self._watch_end)
 
     @property
     def alive(self) -> bool:
-        """Say whether the process runs and its events are read."""
-        return not self._ended and self._process.poll() is None
+        """Say whether the process runs, is not about to end, and its events are read."""
+        return not (self._ended or self.ended_by_us) and self._process.poll() is None
 
     @property
     def busy(self) -> bool:
@@ -149,15 +154,22 @@ class EngineProcess:
 
     def stop(self) -> None:
         """End the engine: ask, close its input, and kill it when it does not go."""
-        self.killed_by_us = True
+        self.ended_by_us = True
         self.send(shutdown_message())
         self._close_input()
         if self._wait(SHUTDOWN_S) is None:
             self.kill()
+        else:
+            _kill_group(self._process.pid)  # what the engine started, and left behind
+
+    def abandon(self) -> None:
+        """End the engine in the background, with time to remove its unfinished files."""
+        self.ended_by_us = True
+        threading.Thread(target=self.stop, daemon=True).start()
 
     def kill(self) -> None:
         """End the engine and all that it started, at once."""
-        self.killed_by_us = True
+        self.ended_by_us = True
         self._log.info("killed process %d", self._process.pid)
         _kill_tree(self._process)
         self._close_input()
@@ -175,9 +187,10 @@ class EngineProcess:
         except OSError as error:
             self._log.info("its input was closed already: %s", error)
 
-    def _start_thread(self, read: Any, stream: IO[bytes] | None) -> threading.Thread:
+    @staticmethod
+    def _start_thread(work: Callable[..., None], *arguments: Any) -> threading.Thread:
         # daemon: QGIS must be able to end while an engine still answers
-        thread = threading.Thread(target=read, args=(stream,), daemon=True)
+        thread = threading.Thread(target=work, args=arguments, daemon=True)
         thread.start()
         return thread
 
@@ -193,7 +206,18 @@ class EngineProcess:
             for chunk in iter(lambda: stream.read(READ_BYTES), b""):
                 self._deliver(events.feed(chunk))
         self._deliver(events.close())
+        self._mark_ended()
+
+    def _watch_end(self) -> None:
+        self._process.wait()
+        # a program that the engine started may hold the pipe open after the engine's end
+        self._event_reader.join(PIPE_S)
+        self._mark_ended()
+
+    def _mark_ended(self) -> None:
         with self._lock:
+            if self._ended:
+                return
             self._ended = True
             # jobs are done in the order in which they came: the first one was at work
             self.job_at_end = next(iter(self._mailboxes), None)
@@ -240,7 +264,14 @@ def _kill_tree(process: subprocess.Popen) -> None:
             subprocess.run(  # nosec B603
                 arguments, check=False, capture_output=True, **_detached()
             )
-        else:
-            os.killpg(process.pid, signal.SIGKILL)
-    except OSError:  # it has gone meanwhile
+        _kill_group(process.pid)
         process.kill()
+    except OSError as error:
+        logging.getLogger(__name__).info("The engine had gone already: %s", error)
+
+
+def _kill_group(process_id: int) -> None:
+    """End the programs that the engine started; Windows has no such groups."""
+    if sys.platform != "win32":
+        with suppress(OSError):  # there are none
+            os.killpg(process_id, signal.SIGKILL)

@@ -120,7 +120,11 @@ def style_classes(layer: QgsRasterLayer) -> None:
     if not isinstance(renderer, QgsPalettedRasterRenderer):
         return
     entries = renderer.classes()
-    named = [entry for entry in entries if entry.value and entry.label != f"{entry.value:g}"]
+    named = [
+        entry
+        for entry in entries
+        if entry.value and entry.label and entry.label != f"{entry.value:g}"
+    ]
     if named and len(named) < len(entries):
         layer.setRenderer(QgsPalettedRasterRenderer(layer.dataProvider(), renderer.band(), named))
 

@@ -38,7 +38,7 @@ class FeedbackListener(JobListener):
         """Say which device works, and why: the first line of each log."""
         self._feedback.pushInfo(
             f"HyperKD engine {hello.text('engine_version')}, Python {hello.text('python')}, "
-            f"{hello.text('device')}: {hello.text('device_reason')}"
+            f"{hello.text('device')} ({hello.text('device_reason')})"
         )
 
     def progress(self, fraction: float, message: str) -> None:

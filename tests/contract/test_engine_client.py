@@ -204,13 +204,14 @@ def test_cancelled_engine_stays_warm(make_client):
 @pytest.mark.skipif(sys.platform == "win32", reason="looks at /proc")
 def test_deaf_engine_is_killed_with_its_children(make_client, tmp_path, monkeypatch):
     monkeypatch.setattr("hyperkd_qgis.engine_client.CANCEL_LIMIT_S", 0.3)
+    monkeypatch.setattr("hyperkd_qgis.engine_process.SHUTDOWN_S", 0.3)
     client = make_client()
     engine_pid = client.run("echo", {}, JobListener())["pid"]
     child = tmp_path / "child"
     with pytest.raises(JobCancelledError):
         client.run("deaf", {"child": str(child)}, Listener(cancel_after_polls=10))
     assert wait_until(lambda: not is_running(int(child.read_text())))
-    assert not is_running(engine_pid)
+    assert wait_until(lambda: not is_running(engine_pid))
     assert client.run("echo", {}, JobListener())["pid"] != engine_pid
 
 
@@ -311,6 +312,16 @@ def test_close_ends_a_job_too_and_nothing_starts_again(make_client):
     thread.join(10)
     assert isinstance(outcome["error"], JobCancelledError)
     assert not client.is_warm
+
+
+def test_other_variables_do_not_replace_a_warm_engine(make_client, monkeypatch, tmp_path):
+    client = EngineClient(fake, tmp_path / "engine.log")
+    try:
+        before = client.run("echo", {}, JobListener())["pid"]
+        monkeypatch.setenv("SET_BY_ANOTHER_PLUGIN", "1")
+        assert client.run("echo", {}, JobListener())["pid"] == before
+    finally:
+        client.close()
 
 
 def test_changed_settings_start_another_engine(tmp_path):

@@ -103,7 +103,7 @@ def test_check_engine(plugin, heard, tmp_path):
 def test_the_log_begins_with_the_device_and_why(plugin, scene_path, heard):
     hearing = heard()
     processing.run("hyperkd:classify", parameters(scene_path), feedback=hearing.feedback)
-    assert hearing.lines[0].startswith("HyperKD engine 0.1.0, Python 3.11, cpu: no GPU wanted")
+    assert hearing.lines[0].startswith("HyperKD engine 0.1.0, Python 3.11, cpu (no GPU wanted")
 
 
 def test_progress_moves_and_names_the_step(plugin, scene_path, heard):
