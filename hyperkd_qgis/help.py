@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,9 +52,19 @@ class HelpPage:
                 return _plain(" ".join(block.split()))
         return ""
 
-    def as_html(self) -> str:
-        """Render the page for the algorithm's dialog."""
-        return "\n".join(_render(_joined_lines(self.text)))
+    def as_html(self, titles: Mapping[str, str]) -> str:
+        """Render the page for the algorithm's dialog.
+
+        Args:
+            titles: what the dialog calls the parameters and outputs, by name.
+        """
+        return "\n".join(_render(_joined_lines(self.text), titles))
+
+    def as_text(self) -> str:
+        """Write the page for a terminal, which lists the parameters by itself."""
+        sections = re.split(r"(?m)^(?=## )", self.text)
+        kept = (section for section in sections if not section.startswith("## Parameters"))
+        return "".join(kept).replace("## ", "").replace(f"{_FENCE}\n", "").replace("`", "").strip()
 
 
 def _joined_lines(text: str) -> Iterator[str]:
@@ -76,7 +86,7 @@ def _joined_lines(text: str) -> Iterator[str]:
         yield pending
 
 
-def _render(lines: Iterator[str]) -> Iterator[str]:
+def _render(lines: Iterator[str], titles: Mapping[str, str]) -> Iterator[str]:
     in_list = in_code = False
     for line in lines:
         if line.startswith(_FENCE):
@@ -87,7 +97,7 @@ def _render(lines: Iterator[str]) -> Iterator[str]:
         if is_item != in_list:
             yield "<ul>" if is_item else "</ul>"
             in_list = is_item
-        yield html.escape(line) if in_code else _render_line(line, is_item)
+        yield html.escape(line) if in_code else _render_line(_titled(line, titles), is_item)
     if in_list:
         yield "</ul>"
 
@@ -96,6 +106,14 @@ def _render_line(line: str, is_item: bool) -> str:
     if line.startswith("#"):
         return f"<h3>{_inline(line.lstrip('# '))}</h3>"
     return f"<li>{_inline(line[2:])}</li>" if is_item else f"<p>{_inline(line)}</p>"
+
+
+def _titled(line: str, titles: Mapping[str, str]) -> str:
+    """Begin the entry of a parameter with what the dialog calls it."""
+    match = _ENTRY.match(line)
+    if match is None or match["name"] not in titles:
+        return line
+    return f"- **{titles[match['name']]}**: {match['text']}"
 
 
 def _plain(text: str) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from qgis.core import (
+    QgsApplication,
     QgsProcessingAlgorithm,
     QgsProcessingContext,
     QgsProcessingException,
@@ -122,8 +123,11 @@ class EngineAlgorithm(QgsProcessingAlgorithm):
         return self.tr(self.help_page().first_sentence())
 
     def shortHelpString(self) -> str:
-        """Show the whole help beside the parameters."""
-        return self.help_page().as_html()
+        """Show the whole help beside the parameters; as text in a terminal."""
+        if QgsApplication.platform() == "qgis_process":
+            return self.help_page().as_text()
+        shown = [*self.outputDefinitions(), *self.parameterDefinitions()]
+        return self.help_page().as_html({item.name(): item.description() for item in shown})
 
     def helpUrl(self) -> str:
         """Lead to the plugin's page."""

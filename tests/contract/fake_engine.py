@@ -10,13 +10,15 @@ from __future__ import annotations
 import json
 import os
 import queue
+import re
 import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
 
-VERSION = os.environ.get("FAKE_ENGINE_VERSION", "0.1.0")
+METADATA = (Path(__file__).resolve().parents[2] / "metadata.txt").read_text(encoding="utf-8")
+VERSION = re.search(r"^version=(.+)$", METADATA, re.MULTILINE)[1]
 
 cancelled: set[str] = set()
 gone = threading.Event()
@@ -36,7 +38,7 @@ def hello(start):
         engine_version=version,
         python="3.11",
         device="cpu",
-        device_reason=f"no GPU wanted; process {os.getpid()}",
+        device_reason=f"no GPU wanted, process {os.getpid()}",
     )
 
 

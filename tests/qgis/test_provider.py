@@ -105,6 +105,12 @@ def test_help_has_its_sections(algorithm, name):
     assert f"qgis_process run hyperkd:{name}" in text
 
 
+def test_help_calls_parameters_as_the_dialog_does(algorithm):
+    text = algorithm("classify").shortHelpString()
+    assert "<li><b>Band table (CSV)</b>: A CSV" in text
+    assert "BANDS" not in text
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_every_algorithm_can_be_found(algorithm, name):
     made = algorithm(name)

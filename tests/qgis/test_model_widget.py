@@ -1,0 +1,154 @@
+"""The choice of a model: in the algorithm's dialog, in batch and in the model designer."""
+
+import json
+
+import pytest
+from qgis.core import QgsApplication, QgsProcessingContext, QgsProcessingModelAlgorithm
+from qgis.PyQt.QtCore import Qt
+from qgis.PyQt.QtWidgets import QFileDialog, QWidget
+
+
+@pytest.fixture(autouse=True)
+def models(tmp_path, monkeypatch):
+    for name, title in (("alps", "Alps, EnMAP"), ("berlin", "Berlin land cover")):
+        folder = tmp_path / name
+        folder.mkdir()
+        item = {"properties": {"title": title}}
+        (folder / "model.json").write_text(json.dumps(item), encoding="utf-8")
+    monkeypatch.setenv("HYPERKD_MODELS", str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture
+def box(plugin, qtbot):
+    from hyperkd.hyperkd_qgis.gui.model_box import ModelBox
+    from hyperkd.hyperkd_qgis.model_catalogue import installed_models, user_folder
+
+    widget = ModelBox(installed_models(user_folder()))
+    qtbot.addWidget(widget)
+    widget.show()
+    return widget
+
+
+def test_titles_are_shown_and_names_are_the_value(box):
+    titles = [box.combo.itemText(index) for index in range(box.combo.count())]
+    assert titles == ["Alps, EnMAP", "Berlin land cover"]
+    box.combo.setCurrentIndex(1)
+    assert box.value() == "berlin"
+
+
+def test_a_name_is_shown_by_its_title(box):
+    box.set_value("berlin")
+    assert box.combo.currentText() == "Berlin land cover"
+
+
+def test_a_typed_path_is_the_value(box, qtbot):
+    box.combo.lineEdit().clear()
+    qtbot.keyClicks(box.combo.lineEdit(), "/data/mine.zip")
+    assert box.value() == "/data/mine.zip"
+
+
+def test_a_typed_title_is_the_model_of_that_title(box, qtbot):
+    box.combo.lineEdit().clear()
+    qtbot.keyClicks(box.combo.lineEdit(), "berlin land cover")
+    assert box.value() == "berlin"
+
+
+def test_an_unknown_name_is_kept_as_it_is(box):
+    box.set_value("not installed here")
+    assert box.value() == "not installed here"
+
+
+def test_tooltip_tells_name_and_path(box, models):
+    assert box.combo.itemData(1, Qt.ItemDataRole.ToolTipRole) == f"berlin\n{models / 'berlin'}"
+
+
+def test_browsing_for_a_zip(box, monkeypatch):
+    monkeypatch.setattr(QFileDialog, "getOpenFileName", lambda *_: ("/data/mine.zip", ""))
+    box.button.menu().actions()[0].trigger()
+    assert box.value() == "/data/mine.zip"
+
+
+def test_browsing_for_a_folder(box, monkeypatch):
+    monkeypatch.setattr(QFileDialog, "getExistingDirectory", lambda *_: "/data/mine")
+    box.button.menu().actions()[1].trigger()
+    assert box.value() == "/data/mine"
+
+
+def test_a_browser_that_is_closed_changes_nothing(box, monkeypatch):
+    box.set_value("berlin")
+    monkeypatch.setattr(QFileDialog, "getOpenFileName", lambda *_: ("", ""))
+    box.choose_zip()
+    assert box.value() == "berlin"
+
+
+def test_changes_are_told(box, qtbot):
+    with qtbot.waitSignal(box.changed, timeout=1000):
+        box.combo.setCurrentIndex(1)
+
+
+# Processing's dialogs, as far as they need no window of QGIS
+
+
+class AlgorithmDialog(QWidget):
+    """Processing looks at the name of a dialog's class."""
+
+
+class BatchAlgorithmDialog(QWidget):
+    pass
+
+
+def make_wrapper(algorithm, name, parameter, dialog):
+    from processing.gui.wrappers import WidgetWrapperFactory
+
+    definition = algorithm(name).parameterDefinition(parameter)
+    return WidgetWrapperFactory.create_wrapper(definition, dialog)
+
+
+@pytest.mark.parametrize("dialog_class", [AlgorithmDialog, BatchAlgorithmDialog])
+def test_dialog_and_batch_have_the_list(plugin, algorithm, qtbot, dialog_class):
+    from hyperkd.hyperkd_qgis.gui.model_box import ModelBox
+
+    dialog = dialog_class()
+    qtbot.addWidget(dialog)
+    wrapper = make_wrapper(algorithm, "classify", "MODEL", dialog)
+    assert isinstance(wrapper.widget, ModelBox)
+    wrapper.setParameterValue("berlin", QgsProcessingContext())
+    assert wrapper.parameterValue() == "berlin"
+    assert (wrapper.label is None) == (dialog_class is BatchAlgorithmDialog)
+
+
+def test_an_optional_model_can_stay_empty(plugin, algorithm, qtbot):
+    dialog = AlgorithmDialog()
+    qtbot.addWidget(dialog)
+    wrapper = make_wrapper(algorithm, "trainclassifier", "BACKBONE", dialog)
+    assert wrapper.parameterValue() is None
+    wrapper.setParameterValue("alps", QgsProcessingContext())
+    assert wrapper.parameterValue() == "alps"
+    wrapper.setParameterValue(None, QgsProcessingContext())
+    assert wrapper.parameterValue() is None
+
+
+def test_a_changed_model_is_told_to_the_dialog(plugin, algorithm, qtbot):
+    dialog = AlgorithmDialog()
+    qtbot.addWidget(dialog)
+    wrapper = make_wrapper(algorithm, "classify", "MODEL", dialog)
+    with qtbot.waitSignal(wrapper.widgetValueHasChanged, timeout=1000):
+        wrapper.widget.set_value("alps")
+
+
+def test_model_designer_offers_inputs_of_the_model_too(plugin, qtbot):
+    from processing.modeler.ModelerParametersDialog import ModelerParametersDialog
+    from qgis.gui import QgsProcessingModelerParameterWidget
+
+    algorithm = QgsApplication.processingRegistry().createAlgorithmById("hyperkd:classify")
+    dialog = ModelerParametersDialog(algorithm, QgsProcessingModelAlgorithm())
+    qtbot.addWidget(dialog)
+    wrapper = (
+        dialog.widget.widget.wrappers["MODEL"]
+        if hasattr(dialog.widget, "widget")
+        else (dialog.widget.wrappers["MODEL"])
+    )
+    assert isinstance(wrapper, QgsProcessingModelerParameterWidget)
+    child = dialog.createAlgorithm()
+    assert child is not None
