@@ -6,8 +6,6 @@ import json
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -105,6 +103,7 @@ def classify(request: Request, feedback: Feedback) -> dict[str, Any]:
             step="Classifying",
         )
         feedback.progress(0.95, "Finishing the files")
+        outputs.finish()
     seconds = time.monotonic() - start_s
     _tell_result(outputs, info.classes, grid, seconds, feedback)
     feedback.progress(1.0, "Done")
@@ -168,7 +167,6 @@ class _Outputs:
                 self._share_writers[path] = (writer, select)
                 self.paths[name] = path
         self._stack = ExitStack()
-        self._published: list[str] = []
 
     @property
     def valid_pixels(self) -> int:
@@ -177,25 +175,20 @@ class _Outputs:
 
     def __enter__(self) -> _Outputs:
         with ExitStack() as stack:  # closes what is open when a later one cannot be opened
-            # The class map is finished last: where it is, everything is.
+            # The class map is renamed last: where it is, everything is.
             stack.enter_context(self._class_writer)
-            for path, (writer, _select) in self._share_writers.items():
-                stack.push(partial(self._note_published, path))  # runs after the writer's end
+            for writer, _select in self._share_writers.values():
                 stack.enter_context(writer)
             self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *error: Any) -> None:
-        try:
-            self._stack.__exit__(*error)
-        except BaseException:  # one could not be finished: those that are already there go too
-            for path in self._published:
-                remove_output(path)
-            raise
+        self._stack.__exit__(*error)
 
-    def _note_published(self, path: str, kind: type[BaseException] | None, *_: Any) -> None:
-        if kind is None:
-            self._published.append(path)
+    def finish(self) -> None:
+        """Make all files, so that none of them appears when another cannot be made."""
+        for writer in (self._class_writer, *(writer for writer, _ in self._share_writers.values())):
+            writer.finish()
 
     def write(
         self, window: Window, probabilities: NDArray[np.float32], valid: NDArray[np.bool_]
@@ -210,12 +203,6 @@ class _Outputs:
         self._class_writer.write(window, classes[None])
         for writer, select in self._share_writers.values():
             writer.write(window, np.where(valid, select(probabilities), np.float32(NO_SHARE)))
-
-
-def remove_output(path: str) -> None:
-    """Remove a raster and what its writer put beside it."""
-    for file in (Path(path), Path(f"{path}.aux.xml"), Path(path).with_suffix(".qml")):
-        file.unlink(missing_ok=True)
 
 
 def _largest(probabilities: NDArray[Any]) -> NDArray[Any]:

@@ -26,13 +26,15 @@ from rasterio.windows import Window as RasterioWindow
 
 from engine.errors import OutputError
 from engine.feedback import Feedback
+from engine.raster.outputs import check_outputs
 from engine.raster.style import ClassStyle, RampStyle, check_classes
 from engine.raster.threads import Crew
 from engine.raster.tiles import Window
 
+__all__ = ["Grid", "RasterWriter", "check_outputs", "remove_unfinished"]
+
 log = logging.getLogger(__name__)
 
-_SUFFIXES = (".tif", ".tiff")
 # Deflate is what every GDAL reads, Debian's 3.6 in QGIS 3.22 among them.
 _COG = {
     "driver": "COG",
@@ -78,96 +80,6 @@ class Grid:
         transform = self.transform @ Affine.translation(col, row)
         return Grid(
             window.height, window.width, transform, self.crs, window.row_off, window.col_off
-        )
-
-
-def check_outputs(
-    paths: Sequence[str | None],
-    inputs: Sequence[str],
-    *,
-    suffixes: Sequence[str] = _SUFFIXES,
-    needed_bytes: int = 0,
-) -> None:
-    """Check before work begins that outputs can be written.
-
-    Args:
-        paths: of the outputs; None: not wanted.
-        inputs: that must not be overwritten: files or any GDAL sources.
-        suffixes: that an output may have.
-        needed_bytes: free space that the outputs need, roughly.
-
-    Raises:
-        OutputError: an output is no GeoTIFF by its name, is named twice, is an input or part of
-            one, or its folder is missing, read-only or full.
-    """
-    wanted = [Path(path) for path in paths if path]
-    sources = {file for source in inputs for file in _files_of(source)}
-    for position, path in enumerate(wanted):
-        _check_name(path, suffixes)
-        if any(_is_same(path, other) for other in wanted[:position]):
-            raise OutputError(f"Two outputs have the same path {path}.", "Give each its own.")
-        if any(_is_same(path, Path(source)) for source in sources):
-            raise OutputError(
-                f"The output {path} is also an input, or a part of one.", "Choose another path."
-            )
-        _check_folder(path, needed_bytes)
-
-
-def _check_name(path: Path, suffixes: Sequence[str]) -> None:
-    if path.suffix.lower() not in suffixes:
-        kind = "GeoTIFF" if ".tif" in suffixes else suffixes[0]
-        raise OutputError(
-            f"The output {path} would have to be a {path.suffix or 'file without suffix'}, but "
-            f"only {kind} is written.",
-            f"Let its name end with {suffixes[0]}.",
-        )
-    if path.is_dir():
-        raise OutputError(f"The output {path} is a folder.", "Choose the path of a file.")
-
-
-def _files_of(source: str) -> set[str]:
-    """The files behind a source: of a VRT, also those that it refers to."""
-    files = {source.split("|", maxsplit=1)[0]}
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            with rasterio.open(source) as dataset:
-                files.update(dataset.files)
-    except RasterioError:  # a vector file, or a source that its reader will complain about
-        log.debug("No raster: %s", source)
-    return files
-
-
-def _is_same(path: Path, other: Path) -> bool:
-    """Whether two paths are one file, through links too, whether it exists or not."""
-    try:
-        return path.samefile(other)
-    except OSError:
-        return os.path.realpath(path) == os.path.realpath(other)
-
-
-def _check_folder(path: Path, needed_bytes: int) -> None:
-    folder = path.absolute().parent
-    if not folder.is_dir():
-        raise OutputError(
-            f"The folder {folder} of the output {path.name} does not exist.",
-            "Create it, or choose another.",
-        )
-    try:
-        # Asking for permission is not enough: network folders and containers answer wrongly.
-        with tempfile.TemporaryFile(dir=folder) as probe:
-            probe.write(b"\0")
-    except OSError as error:
-        raise OutputError(
-            f"Nothing can be written into the folder {folder}: {error.strerror}.",
-            "Choose another folder, or make room in it.",
-        ) from error
-    free = shutil.disk_usage(folder).free
-    if free < needed_bytes:
-        raise OutputError(
-            f"The folder {folder} has {free / 1e6:.0f} MB left, the output {path.name} needs about "
-            f"{needed_bytes / 1e6:.0f} MB while it is written.",
-            "Make room, or choose another folder.",
         )
 
 
@@ -226,6 +138,7 @@ class RasterWriter:
         self._nodata = nodata
         self._tags = dict(tags or {}) | (style.tags() if isinstance(style, ClassStyle) else {})
         self._style = style
+        self._is_finished = False
         self._watch = feedback.raise_if_cancelled if feedback else lambda: None
 
     def __enter__(self) -> Self:
@@ -287,24 +200,41 @@ class RasterWriter:
         trace: TracebackType | None,
     ) -> None:
         try:
-            with _output_errors(self._path):
-                self._dataset.close()
-                if error is None:
-                    self._finish()
+            if error is None:
+                self.finish()
+                with _output_errors(self._path):
+                    self._publish()
         finally:
+            self._close_rows()
             self._remove_folder()
 
     def _remove_folder(self) -> None:
         shutil.rmtree(self._folder, ignore_errors=True)
         _unfinished.discard(self._folder)
 
-    def _finish(self) -> None:
+    def finish(self) -> None:
+        """Make the file and check it; then only its renaming is left for the end of the context.
+
+        Outputs that belong together are finished one by one before the first of them appears.
+        """
+        if self._is_finished:
+            return
         rows, cog = self._folder / "rows.tif", self._folder / "cog.tif"
-        self._check_size(rows)
-        _copy_to_cog(rows, cog, self._cog_options(), self._watch)
-        self._check_copy(rows, cog)
-        self._write_side_files(cog)
-        self._publish(cog)
+        with _output_errors(self._path):
+            self._dataset.close()
+            self._check_size(rows)
+            _copy_to_cog(rows, cog, self._cog_options(), self._watch)
+            self._check_copy(rows, cog)
+            rows.unlink()
+            self._write_side_files(cog)
+        self._is_finished = True
+
+    def _close_rows(self) -> None:
+        """Close what is about to be removed; after an error, that it failed is no news."""
+        try:
+            self._dataset.close()
+        except RasterioError:
+            log.debug("%s could not be closed.", self._dataset.name, exc_info=True)
 
     def _check_size(self, rows: Path) -> None:
         """Compare the size: GDAL may notice a full disk only when it closes the file, silently."""
@@ -350,8 +280,9 @@ class RasterWriter:
         if self._style is not None:
             cog.with_suffix(".qml").write_text(self._style.qml(), encoding="utf-8")
 
-    def _publish(self, cog: Path) -> None:
+    def _publish(self) -> None:
         """Rename everything; what an older file of this name left beside would now be wrong."""
+        cog = self._folder / "cog.tif"
         os.replace(cog, self._path)
         for suffix in (".aux.xml", ".ovr", ".msk"):
             old, new = Path(f"{self._path}{suffix}"), Path(f"{cog}{suffix}")
