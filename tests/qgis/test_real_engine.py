@@ -252,7 +252,7 @@ SAMPLE = ROOT / "resources" / "sample"
 def packaged_scene():
     """The hyperspectral scene of the sample: the raster with the most bands."""
     best, most = None, 10
-    for path in sorted(SAMPLE.rglob("*.tif")) if SAMPLE.is_dir() else []:
+    for path in sorted([*SAMPLE.rglob("*.tif"), *SAMPLE.rglob("*.bsq")]):
         layer = QgsRasterLayer(str(path), path.stem)
         if layer.isValid() and layer.bandCount() > most:
             best, most = path, layer.bandCount()
