@@ -126,7 +126,7 @@ def style_classes(layer: QgsRasterLayer) -> None:
         if entry.value and entry.label and entry.label != f"{entry.value:g}"
     ]
     if named and len(named) < len(entries):
-        layer.setRenderer(QgsPalettedRasterRenderer(layer.dataProvider(), renderer.band(), named))
+        layer.setRenderer(QgsPalettedRasterRenderer(layer.dataProvider(), 1, named))
 
 
 def style_share(layer: QgsRasterLayer) -> None:
@@ -166,9 +166,14 @@ def move_to_group(layer: QgsMapLayer, group_name: str, rank: int) -> None:
     if node is None:
         return
     parent = node.parent()
-    group = _child_group(parent, group_name) or parent.insertGroup(0, group_name)
+    # QGIS puts a new layer beside the one that is chosen, which may be in the group already
+    is_inside = QgsLayerTree.isGroup(parent) and parent.name() == group_name
+    group = parent if is_inside else _child_group(parent, group_name)
+    if group is None:
+        group = parent.insertGroup(0, group_name)
     copy = node.clone()
     copy.setCustomProperty("hyperkd/rank", rank)
+    # in this order: a layer that the tree has nowhere is dropped from the project
     group.insertChildNode(_position(group, rank), copy)
     parent.removeChildNode(node)
 
@@ -176,7 +181,8 @@ def move_to_group(layer: QgsMapLayer, group_name: str, rank: int) -> None:
 def _position(group: QgsLayerTreeGroup, rank: int) -> int:
     """Find the place of a rank; of two runs into one group, the newer lies on top."""
     for position, child in enumerate(group.children()):
-        if int(child.customProperty("hyperkd/rank", rank)) >= rank:
+        its_rank = child.customProperty("hyperkd/rank")
+        if its_rank is not None and int(its_rank) >= rank:
             return position
     return len(group.children())
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qgis.core import QgsProcessingFeedback, QgsProcessingMultiStepFeedback
+from qgis.core import QgsApplication, QgsProcessingFeedback, QgsProcessingMultiStepFeedback
 from qgis.PyQt.QtCore import QCoreApplication, QThread
 
 from .engine_client import JobListener
@@ -49,8 +49,12 @@ class FeedbackListener(JobListener):
         self._feedback.setProgress(100.0 * fraction)
 
     def info(self, message: str) -> None:
-        """Add a line to the log."""
-        self._feedback.pushInfo(message)
+        """Add a line to the log; a table in letters of one width."""
+        if "\n" in message and QgsApplication.platform() == "desktop":
+            # the log is HTML, where several spaces count as one
+            self._feedback.pushConsoleInfo(message.replace("  ", "\u00a0\u00a0"))
+        else:
+            self._feedback.pushInfo(message)
 
     def warning(self, message: str) -> None:
         """Add a warning to the log."""

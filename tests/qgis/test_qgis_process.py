@@ -128,12 +128,20 @@ def test_a_missing_engine_ends_with_the_commands_that_help(call, scene_path, tmp
     assert "-m venv" in answer.stdout + answer.stderr
 
 
+def is_running(process_id):
+    try:
+        with open(f"/proc/{process_id}/stat") as stat:
+            return stat.read().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="looks at /proc")
 def test_the_engine_ends_with_qgis_process(call):
     answer = call("run", "hyperkd:checkengine", "--json")
     engine_id = re.search(r"no GPU wanted, process (\d+)", answer.stdout)[1]
     for _ in range(50):
-        if not os.path.isdir(f"/proc/{engine_id}"):
+        if not is_running(engine_id):
             return
         time.sleep(0.1)
     pytest.fail(f"the engine {engine_id} outlives qgis_process")

@@ -308,8 +308,15 @@ def to_project():
 
 
 @pytest.fixture
-def project(qgis_app):
+def project(qgis_app, qgis_iface, qtbot):
+    from qgis.core import QgsLayerTreeModel
+    from qgis.gui import QgsLayerTreeView
+
     QgsProject.instance().clear()
+    view = QgsLayerTreeView()  # from 3.40 on, Processing asks the window for a real one
+    view.setModel(QgsLayerTreeModel(QgsProject.instance().layerTreeRoot(), view))
+    qtbot.addWidget(view)
+    qgis_iface.layerTreeView = lambda: view
     yield QgsProject.instance()
     QgsProject.instance().clear()
 
@@ -328,6 +335,23 @@ def test_both_layers_arrive_styled_named_and_in_a_group(plugin, scene, project, 
     assert [entry.color.name() for entry in classes.classes()] == ["#c81e1e", "#1ec81e"]
     assert confidence.type() == "singlebandpseudocolor"
     assert (confidence.classificationMin(), confidence.classificationMax()) == (0.0, 1.0)
+
+
+def test_layers_beside_a_chosen_one_make_no_group_in_the_group(plugin, scene, project):
+    """With a window, QGIS puts a new layer beside the one that is chosen."""
+    from hyperkd.hyperkd_qgis.layers import move_to_group
+    from qgis.core import QgsRasterLayer
+
+    layers = [QgsRasterLayer(scene.source(), name) for name in ("classes", "confidence")]
+    root = project.layerTreeRoot()
+    project.addMapLayers(layers, False)
+    root.addLayer(layers[0])
+    move_to_group(layers[0], "HyperKD: Berlin", 0)
+    root.findGroup("HyperKD: Berlin").insertLayer(0, layers[1])
+    move_to_group(layers[1], "HyperKD: Berlin", 1)
+    [group] = root.findGroups()
+    assert [node.name() for node in group.findLayers()] == ["classes", "confidence"]
+    assert group.findGroups() == []
 
 
 def test_a_second_run_goes_into_the_same_group(plugin, scene, project, qtbot):
