@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import prod
 from typing import Any
 
@@ -19,6 +20,19 @@ from engine.raster.spectra import BandMatch
 _CACHED_VALUES = 2**16
 
 
+@dataclass(frozen=True, eq=False)
+class LoadedPiece:
+    """Stored values where they are converted.
+
+    Args:
+        values: (C, h, w) stored type; on the CPU a view of what was read.
+        valid: (h, w) bool, True where all bands are finite and none is nodata.
+    """
+
+    values: Tensor
+    valid: Tensor
+
+
 class Reflectance:
     """Turns stored values into the model's bands: reflectance = stored * scale + offset.
 
@@ -33,68 +47,97 @@ class Reflectance:
         self._device = device
         self._scale = scene.scale[index].astype(np.float32)[:, None, None]
         self._offset = scene.offset[index].astype(np.float32)[:, None, None]
+        self._on_device = [torch.from_numpy(x).to(device) for x in (self._scale, self._offset)]
         self._nodata = _Nodata([scene.nodata[band] for band in index], scene.dtype)
         self._weights = (
             None if match.weights is None else torch.from_numpy(match.weights).to(device)
         )
         self._scratch: dict[str, Tensor] = {}
 
-    def __call__(self, stored: Stored) -> tuple[Tensor, Tensor]:
-        """Convert a piece.
+    @property
+    def channels(self) -> int:
+        """M, the model's bands."""
+        return len(self._scale) if self._weights is None else len(self._weights)
 
-        Args:
-            stored: (C, h, w).
+    def load(self, stored: Stored) -> LoadedPiece:
+        """Bring (C, h, w) stored values to the device, and tell which pixels can be used."""
+        if self._device.type == "cpu":
+            return LoadedPiece(torch.from_numpy(stored), torch.from_numpy(self._valid(stored)))
+        values = torch.from_numpy(stored).to(self._device, non_blocking=True)
+        return LoadedPiece(values, self._nodata.valid_on_device(values))
+
+    def batch(
+        self, piece: LoadedPiece, tiles: Sequence[tuple[slice, slice]]
+    ) -> tuple[Tensor, Tensor]:
+        """Convert tiles of one shape, given as rows and columns of a piece.
 
         Returns:
-            (M, h, w) float32 reflectance of the model's bands, 0 where not valid, good until the
-            next call; and (h, w) bool, True where all bands are finite and none is nodata.
+            (B, M, h, w) float32 reflectance of the model's bands, 0 where not valid, good until
+            the next call; and (B, h, w) bool valid.
         """
-        c, h, w = stored.shape
-        room = self._room("read", (c, h, w))
-        if self._device.type == "cpu":
-            reflectance, valid = self._convert_here(stored, room)
-        else:
-            reflectance, valid = self._convert_there(stored, room)
-        if self._weights is None:
-            return reflectance, valid
-        matched = self._room("matched", (len(self._weights), h * w))
-        torch.matmul(self._weights, reflectance.view(c, h * w), out=matched)
-        return matched.view(-1, h, w), valid
+        convert = self._convert_here if self._device.type == "cpu" else self._convert_there
+        valid = torch.stack([piece.valid[tile] for tile in tiles])
+        b, h, w = valid.shape
+        reflectance = self._room("read", (b, len(self._scale), h, w))
+        convert(piece, tiles, valid, reflectance)
+        if self._weights is not None:
+            matched = self._room("matched", (b, self.channels, h * w))
+            torch.matmul(self._weights, reflectance.flatten(2), out=matched)
+            reflectance = matched.view(b, -1, h, w)
+        return reflectance, valid
 
-    def _convert_here(self, stored: Stored, room: Tensor) -> tuple[Tensor, Tensor]:
+    def _valid(self, stored: Stored) -> NDArray[np.bool_]:
+        valid = np.ones(stored.shape[1:], np.bool_)
+        step = max(1, _CACHED_VALUES // valid.size)
+        for start in range(0, len(stored), step):
+            bands = slice(start, start + step)
+            self._nodata.mark(stored[bands], bands, valid)
+        return valid
+
+    def _convert_here(
+        self,
+        piece: LoadedPiece,
+        tiles: Sequence[tuple[slice, slice]],
+        valid: Tensor,
+        reflectance: Tensor,
+    ) -> None:
         """Convert on the CPU, in parts that stay in its cache, and in this thread alone.
 
         torch would share each step among its threads, which wait for each other at the end of it:
         with the reader on one of few cores that takes longer than the step itself.
         """
-        reflectance = room.numpy()
-        valid = np.ones(stored.shape[1:], np.bool_)
-        step = max(1, _CACHED_VALUES // valid.size)
-        has_offset, has_scale = np.any(self._offset != 0), np.any(self._scale != 1)
-        for start in range(0, len(stored), step):
-            bands = slice(start, start + step)
-            part, out = stored[bands], reflectance[bands]
-            np.copyto(out, part, casting="same_kind")
-            if has_scale:
-                np.multiply(out, self._scale[bands], out=out)
-            if has_offset:
-                np.add(out, self._offset[bands], out=out)
-            self._nodata.mark(part, bands, valid)
-        if not valid.all():
-            np.copyto(reflectance, 0, where=~valid)
-        return room, torch.from_numpy(valid)
+        stored = piece.values.numpy()
+        has_scale, has_offset = bool(np.any(self._scale != 1)), bool(np.any(self._offset != 0))
+        for (rows, cols), usable, tile in zip(
+            tiles, valid.numpy(), reflectance.numpy(), strict=True
+        ):
+            step = max(1, _CACHED_VALUES // usable.size)
+            for start in range(0, len(stored), step):
+                bands = slice(start, start + step)
+                out = tile[bands]
+                np.copyto(out, stored[bands, rows, cols], casting="same_kind")
+                if has_scale:
+                    np.multiply(out, self._scale[bands], out=out)
+                if has_offset:
+                    np.add(out, self._offset[bands], out=out)
+            if not usable.all():
+                np.copyto(tile, 0, where=~usable)
 
-    def _convert_there(self, stored: Stored, room: Tensor) -> tuple[Tensor, Tensor]:
-        """Convert on the device, to which the stored integers travel."""
-        values = torch.from_numpy(stored).to(self._device, non_blocking=True)
-        reflectance = room.copy_(values)
-        reflectance.mul_(torch.from_numpy(self._scale).to(self._device))
-        reflectance.add_(torch.from_numpy(self._offset).to(self._device))
-        valid = self._nodata.valid_on_device(values)
-        return reflectance.masked_fill_(~valid, 0.0), valid
+    def _convert_there(
+        self,
+        piece: LoadedPiece,
+        tiles: Sequence[tuple[slice, slice]],
+        valid: Tensor,
+        reflectance: Tensor,
+    ) -> None:
+        """Convert on the device, to which the stored integers have travelled."""
+        for (rows, cols), tile in zip(tiles, reflectance, strict=True):
+            tile.copy_(piece.values[:, rows, cols])
+        scale, offset = self._on_device
+        reflectance.mul_(scale).add_(offset).masked_fill_(~valid[:, None], 0.0)
 
     def _room(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        """Reuse memory from piece to piece: fresh pages cost as much as the conversion."""
+        """Reuse memory from batch to batch: fresh pages cost as much as the conversion."""
         size = prod(shape)
         if name not in self._scratch or self._scratch[name].numel() < size:
             self._scratch[name] = torch.empty(size, device=self._device)

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
-from math import prod
+from math import isqrt, prod
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -27,7 +27,7 @@ from engine.errors import DeviceError, RequestError
 from engine.feedback import Feedback
 from engine.raster.blend import make_collector
 from engine.raster.pieces import PieceData, PieceReader, Stored, largest_piece_px
-from engine.raster.reflectance import Reflectance
+from engine.raster.reflectance import LoadedPiece, Reflectance
 from engine.raster.scene import Scene, SceneReader
 from engine.raster.spectra import BandMatch
 from engine.raster.threads import Crew, Relay
@@ -45,7 +45,7 @@ _BUFFERS = 3
 # Its default, 5 % of the machine's memory, would grow with the scene.
 _GDAL_CACHE_BYTES = (64 * 2**20, 512 * 2**20)
 # Reflectance bytes of a batch. A CPU gains nothing from more than its caches hold.
-_BATCH_BYTES = {"cpu": 32 * 2**20, "cuda": 256 * 2**20}
+_BATCH_BYTES = {"cpu": 8 * 2**20, "cuda": 256 * 2**20}
 
 
 class StripModel(Protocol):
@@ -124,7 +124,9 @@ def stream_scene(
         DeviceError: a single tile does not fit into the device's memory.
     """
     extent = extent or Window(0, 0, scene.height, scene.width)
-    tiling = _resize(model.tiling, tile_size_px)
+    tiling = _fit_cache(model.tiling, match, device)
+    if tile_size_px is not None:
+        tiling = _resize(model.tiling, tile_size_px)
     pixel_bytes = len(match.scene_band_index) * scene.dtype.itemsize
     piece_px = max(1, piece_bytes // pixel_bytes)
     piece_shape = choose_piece_shape(tiling, scene.block_shape, scene.width, piece_px)
@@ -150,10 +152,28 @@ def stream_scene(
     feedback.progress(1.0, step)
 
 
-def _resize(tiling: Tiling, tile_size_px: int | None) -> Tiling:
-    """Give the tiles the side that the user asked for, in whole tokens."""
-    if tile_size_px is None:
+def _batch_bytes(device: torch.device) -> int:
+    """Reflectance that the model is given at a time."""
+    return _BATCH_BYTES.get(device.type, _BATCH_BYTES["cpu"])
+
+
+def _fit_cache(tiling: Tiling, match: BandMatch, device: torch.device) -> Tiling:
+    """Make tiles smaller where that is free: their reflectance should stay in the CPU's cache.
+
+    On two cores, a spectral classifier did 1.5 Mpx/s on tiles of 8 MiB, 0.9 on tiles of 46 MiB.
+    """
+    if tiling.blend or device.type != "cpu":
         return tiling
+    bands = len(match.scene_band_index if match.weights is None else match.weights)
+    fitting = isqrt(_batch_bytes(device) // (4 * bands))
+    # Below 24 halos, computing the halo again would cost more than a fifth.
+    side = max(fitting, 24 * tiling.margin_px, tiling.smallest_tile_px)
+    side = -(-side // tiling.align_px) * tiling.align_px
+    return replace(tiling, tile_size_px=min(side, tiling.tile_size_px))
+
+
+def _resize(tiling: Tiling, tile_size_px: int) -> Tiling:
+    """Give the tiles the side that the user asked for, in whole tokens."""
     side = -(-tile_size_px // tiling.align_px) * tiling.align_px
     if side < tiling.smallest_tile_px:
         raise RequestError(
@@ -228,7 +248,7 @@ class _DeviceStage:
         precision: Literal["float32", "bfloat16"],
         feedback: Feedback,
     ) -> None:
-        self._prepare = Reflectance(scene, match, device)
+        self._reflectance = Reflectance(scene, match, device)
         self._collector = make_collector(tiling, model.out_channels, device)
         self._blend = tiling.blend
         self._model = model
@@ -248,15 +268,13 @@ class _DeviceStage:
 
     def _run_piece(self, data: PieceData, free: Relay[Stored]) -> NDArray[np.bool_]:
         """Run the model over a piece; (h, w) of its core, True where there is a result."""
-        piece = data.piece
         with torch.inference_mode():
-            reflectance, valid = self._prepare(data.stored)
-            seen: NDArray[np.bool_] = valid.cpu().numpy()  # on CUDA, waits for the copy: now the
-            free.put(data.buffer)  # buffer may be filled again
-            tiles = [tile for tile in piece.tiles if self._has_work(tile, data, seen)]
-            self._run_tiles(tiles, piece.read, reflectance, valid)
-        result = seen[piece.core.slices_in(piece.read)]
-        return result if data.wanted is None else result & data.wanted
+            loaded = self._reflectance.load(data.stored)
+            valid: NDArray[np.bool_] = loaded.valid.cpu().numpy()  # on CUDA, waits for the copy
+            self._run_tiles(data, loaded, valid)
+        free.put(data.buffer)
+        core = valid[data.piece.core.slices_in(data.piece.read)].copy()
+        return core if data.wanted is None else core & data.wanted
 
     def _has_work(self, tile: Tile, data: PieceData, seen: NDArray[np.bool_]) -> bool:
         """Whether a tile has a valid pixel, and one that is wanted where its result goes."""
@@ -267,22 +285,17 @@ class _DeviceStage:
             return True
         return bool(data.wanted[tile.core.slices_in(data.piece.core)].any())
 
-    def _run_tiles(
-        self, tiles: Sequence[Tile], window: Window, reflectance: Tensor, valid: Tensor
-    ) -> None:
-        """Run tiles in batches of one shape; ``reflectance`` and ``valid`` cover ``window``."""
-        ordered = sorted(tiles, key=_shape)
-        for _, group in groupby(ordered, key=_shape):
+    def _run_tiles(self, data: PieceData, loaded: LoadedPiece, valid: NDArray[np.bool_]) -> None:
+        """Run the tiles of a piece, in batches of one shape; ``valid`` is its (h, w)."""
+        tiles = [tile for tile in data.piece.tiles if self._has_work(tile, data, valid)]
+        for _, group in groupby(sorted(tiles, key=_shape), key=_shape):
             waiting = list(group)
             while waiting:
                 self._feedback.raise_if_cancelled()
-                batch = waiting[: self._batch_size(waiting[0], len(reflectance))]
-                where = [tile.read.slices_in(window) for tile in batch]
+                batch = waiting[: self._batch_size(waiting[0])]
+                where = [tile.read.slices_in(data.piece.read) for tile in batch]
                 try:
-                    values = self._forward(
-                        _stack([reflectance[:, rows, cols] for rows, cols in where]),
-                        _stack([valid[rows, cols] for rows, cols in where]),
-                    )
+                    values = self._forward(*self._reflectance.batch(loaded, where))
                 except torch.OutOfMemoryError as error:
                     self._halve(batch, error)
                     continue
@@ -301,9 +314,10 @@ class _DeviceStage:
             raise ValueError(f"The model returned {tuple(values.shape)} instead of {expected}.")
         return values.float()
 
-    def _batch_size(self, tile: Tile, channels: int) -> int:
-        tile_bytes = 4 * channels * tile.read.height * tile.read.width
-        size = max(1, _BATCH_BYTES.get(self._device.type, _BATCH_BYTES["cpu"]) // tile_bytes)
+    def _batch_size(self, tile: Tile) -> int:
+        """How many tiles of a shape go through the model together."""
+        tile_bytes = 4 * self._reflectance.channels * tile.read.height * tile.read.width
+        size = max(1, _batch_bytes(self._device) // tile_bytes)
         return size if self._batch_limit is None else min(size, self._batch_limit)
 
     def _halve(self, batch: Sequence[Tile], error: torch.OutOfMemoryError) -> None:
@@ -321,11 +335,6 @@ class _DeviceStage:
             f"The memory of {self._device} is too small for {len(batch)} tiles at a time: "
             f"going on with {self._batch_limit}."
         )
-
-
-def _stack(tensors: list[Tensor]) -> Tensor:
-    """Same as `torch.stack`, without a copy for a single one."""
-    return torch.stack(tensors) if len(tensors) > 1 else tensors[0][None]
 
 
 def _shape(tile: Tile) -> tuple[int, int]:
