@@ -52,7 +52,7 @@ class FeedbackListener(JobListener):
         """Add a line to the log; a table in letters of one width."""
         if "\n" in message and QgsApplication.platform() == "desktop":
             # the log is HTML, where several spaces count as one
-            self._feedback.pushConsoleInfo(message.replace("  ", "\u00a0\u00a0"))
+            self._feedback.pushCommandInfo(message.replace("  ", "\u00a0\u00a0"))
         else:
             self._feedback.pushInfo(message)
 

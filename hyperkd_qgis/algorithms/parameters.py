@@ -20,7 +20,9 @@ from ..settings import DEVICES
 PRECISIONS = ("auto", "float32", "bfloat16")
 
 # as text: the widget is imported where there is a window, never in qgis_process
-MODEL_WIDGET = f"{__name__.rsplit('.', 2)[0]}.gui.model_widget.ModelWidgetWrapper"
+_GUI = f"{__name__.rsplit('.', 2)[0]}.gui"
+MODEL_WIDGET = f"{_GUI}.model_widget.ModelWidgetWrapper"
+FIELD_WIDGET = f"{_GUI}.field_widget.FieldWidgetWrapper"
 
 
 def advanced(definition: QgsProcessingParameterDefinition) -> QgsProcessingParameterDefinition:
@@ -46,7 +48,11 @@ def labels(name: str, title: str) -> QgsProcessingParameterDefinition:
 
 def class_field(name: str, title: str, parent: str) -> QgsProcessingParameterDefinition:
     """Ask for the field of a vector layer that holds the classes; a raster needs none."""
-    return QgsProcessingParameterField(name, title, parentLayerParameterName=parent, optional=True)
+    definition = QgsProcessingParameterField(
+        name, title, parentLayerParameterName=parent, optional=True
+    )
+    definition.setMetadata({"widget_wrapper": {"class": FIELD_WIDGET}})
+    return definition
 
 
 def device(name: str, title: str) -> QgsProcessingParameterDefinition:

@@ -13,11 +13,14 @@ from qgis.core import (
     QgsProject,
     QgsRasterMinMaxOrigin,
 )
+from qgis.gui import QgsCollapsibleGroupBoxBasic, QgsMessageBar
 from qgis.PyQt.QtCore import QModelIndex, Qt
 from qgis.PyQt.QtTest import QTest
-from qgis.PyQt.QtWidgets import QDockWidget, QLineEdit, QPushButton, QToolButton, QTreeView
+from qgis.PyQt.QtWidgets import QDockWidget, QLineEdit, QPushButton, QTreeView
 
 SCENE = os.environ["HYPERKD_SCENE"]
+LABELS = os.environ["HYPERKD_LABELS"]
+FIELD = "class_name"
 WORK = Path(os.environ["HYPERKD_WORK"])
 LEFT = Qt.MouseButton.LeftButton
 RED, GREEN, BLUE = 36, 20, 7  # about 640, 550 and 460 nm in EnMAP
@@ -40,6 +43,7 @@ def play(desk):
     warm_s = yield from classify(desk, "warm")
     desk.facts.update(cold_s=round(cold_s, 2), warm_s=round(warm_s, 2))
     yield from run_batch(desk)
+    yield from look_at_training(desk)
 
 
 def find(algorithm_id):
@@ -98,9 +102,8 @@ def classify(desk, name):
     check_model_choice(dialog)
     desk.picture(f"{name}-dialog", dialog)
     if name == "cold":
-        for button in dialog.findChildren(QToolButton, "mCollapseButton"):
-            if button.isVisible() and not button.isChecked():
-                button.click()
+        for box in dialog.findChildren(QgsCollapsibleGroupBoxBasic):
+            box.setCollapsed(False)
         yield 0.3
         desk.picture("advanced", dialog)
     scene = QgsProject.instance().mapLayersByName("EnMAP Berlin")[0]
@@ -193,5 +196,33 @@ def run_batch(desk):
     yield 0.5
     desk.picture("batch-log", dialog)
     desk.facts["batch"] = [path.name for path in outputs]
+    dialog.close()
+    yield 0.3
+
+
+def look_at_training(desk):
+    """The training dialog takes polygons with a field, and a raster without one, in peace."""
+    polygons = desk.iface.addVectorLayer(
+        f"{LABELS}|layername=land_cover", "Land cover polygons", "ogr"
+    )
+    assert polygons.isValid()
+    classes = QgsProject.instance().mapLayersByName("Land cover of EnMAP Berlin")[0]
+    dialog = processing.createAlgorithmDialog("hyperkd:trainclassifier", {})
+    dialog.resize(980, 760)
+    dialog.move(140, 60)
+    dialog.show()
+    yield 0.5
+    dialog.setParameters({"TRAINING": polygons.id(), "CLASS_FIELD": FIELD})
+    yield 0.3
+    desk.picture("training-polygons", dialog)
+    assert dialog.mainWidget().wrappers["CLASS_FIELD"].parameterValue() == FIELD
+    dialog.setParameters({"TRAINING": classes.id()})
+    yield 0.3
+    desk.picture("training-raster", dialog)
+    wrappers = dialog.mainWidget().wrappers
+    assert wrappers["TRAINING"].parameterValue() == classes.id()
+    assert not wrappers["CLASS_FIELD"].parameterValue()
+    bars = dialog.findChildren(QgsMessageBar)
+    desk.facts["complaints"] = sum(len(bar.items()) for bar in bars)
     dialog.close()
     yield 0.3

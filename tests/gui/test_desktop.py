@@ -81,6 +81,11 @@ def copy_scene(folder):
     return folder / SCENE.name
 
 
+def copy_labels(folder):
+    """A copy, as SQLite writes beside a GeoPackage that is only read."""
+    return shutil.copy(SCENE.with_name("LandCov_BerlinUrbanGradient.gpkg"), folder)
+
+
 @pytest.fixture
 def outcome(tmp_path):
     pictures = Path(os.environ.get("HYPERKD_SCREENSHOTS") or ROOT / "build" / "desktop")
@@ -103,6 +108,7 @@ def outcome(tmp_path):
         "HYPERKD_SCENARIO": str(HERE / "scenario_classify.py"),
         "HYPERKD_SCREENSHOTS": str(pictures),
         "HYPERKD_SCENE": str(copy_scene(tmp_path / "data")),
+        "HYPERKD_LABELS": str(copy_labels(tmp_path / "data")),
         "HYPERKD_WORK": str(tmp_path),
         "HYPERKD_GUI_LIMIT_S": str(LIMIT_S - 60),
     }
@@ -135,6 +141,7 @@ def test_from_the_toolbox_to_a_styled_map(outcome):
     assert outcome["unloaded"] is True
     assert len(outcome["classes"]) >= 3
     assert outcome["batch"] == ["batch0.tif", "batch1.tif"]
+    assert outcome["complaints"] == 0
     # the engine stays warm: no second start, no second import of torch
     assert outcome["warm_s"] < outcome["cold_s"]
     names = {path.stem[3:] for path in outcome["pictures"].glob("*.png")}

@@ -5,7 +5,7 @@ import json
 import pytest
 from qgis.core import QgsApplication, QgsProcessingContext, QgsProcessingModelAlgorithm
 from qgis.PyQt.QtCore import Qt
-from qgis.PyQt.QtWidgets import QFileDialog, QWidget
+from qgis.PyQt.QtWidgets import QDialog, QFileDialog
 
 
 @pytest.fixture(autouse=True)
@@ -90,11 +90,11 @@ def test_changes_are_told(box, qtbot):
 # Processing's dialogs, as far as they need no window of QGIS
 
 
-class AlgorithmDialog(QWidget):
+class AlgorithmDialog(QDialog):
     """Processing looks at the name of a dialog's class."""
 
 
-class BatchAlgorithmDialog(QWidget):
+class BatchAlgorithmDialog(QDialog):
     pass
 
 

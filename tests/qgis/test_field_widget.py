@@ -1,0 +1,79 @@
+"""The field with the classes: of a layer that may be vector or raster."""
+
+import pytest
+from qgis.core import QgsProcessingContext, QgsProject, QgsRasterLayer
+from qgis.PyQt.QtWidgets import QDialog
+
+
+class AlgorithmDialog(QDialog):
+    """Processing looks at the name of a dialog's class."""
+
+
+@pytest.fixture
+def wrappers(plugin, algorithm, qtbot, labels, scene_path):
+    from processing.gui.wrappers import WidgetWrapperFactory
+
+    raster = QgsRasterLayer(scene_path, "raster")
+    QgsProject.instance().addMapLayers([labels, raster])
+    dialog = AlgorithmDialog()
+    qtbot.addWidget(dialog)
+    made = algorithm("trainclassifier")
+    found = {
+        name: WidgetWrapperFactory.create_wrapper(made.parameterDefinition(name), dialog)
+        for name in ("TRAINING", "CLASS_FIELD")
+    }
+    context = QgsProcessingContext()
+    context.setProject(QgsProject.instance())
+    found["TRAINING"].createWrappedWidget(context)
+    for wrapper in found.values():
+        wrapper.postInitialize(list(found.values()))
+    found["choose"] = lambda layer: found["TRAINING"].setParameterValue(layer.id(), context)
+    found["labels"], found["raster"], found["context"] = labels, raster, context
+    yield found
+    QgsProject.instance().clear()
+
+
+def test_fields_of_a_vector_layer_are_listed(wrappers):
+    wrappers["choose"](wrappers["labels"])
+    box = wrappers["CLASS_FIELD"].widget
+    assert [box.itemText(index) for index in range(box.count())] == ["", "fid", "class"]
+    assert box.isEnabled()
+
+
+def test_field_of_the_legend_comes_first_to_mind(wrappers):
+    wrappers["choose"](wrappers["labels"])
+    assert wrappers["CLASS_FIELD"].parameterValue() == "class"
+
+
+def test_another_field_can_be_chosen(wrappers):
+    wrappers["choose"](wrappers["labels"])
+    wrappers["CLASS_FIELD"].setParameterValue("fid", wrappers["context"])
+    assert wrappers["CLASS_FIELD"].parameterValue() == "fid"
+
+
+def test_a_raster_has_no_fields_and_nothing_crashes(wrappers):
+    wrappers["choose"](wrappers["labels"])
+    wrappers["choose"](wrappers["raster"])
+    assert wrappers["CLASS_FIELD"].parameterValue() is None
+    assert not wrappers["CLASS_FIELD"].widget.isEnabled()
+
+
+def test_the_choice_survives_a_look_at_a_raster(wrappers):
+    wrappers["choose"](wrappers["labels"])
+    wrappers["CLASS_FIELD"].setParameterValue("fid", wrappers["context"])
+    wrappers["choose"](wrappers["raster"])
+    wrappers["choose"](wrappers["labels"])
+    assert wrappers["CLASS_FIELD"].parameterValue() == "fid"
+
+
+def test_a_field_that_is_set_before_its_layer_waits_for_it(wrappers):
+    wrappers["choose"](wrappers["raster"])
+    wrappers["CLASS_FIELD"].setParameterValue("fid", wrappers["context"])
+    wrappers["choose"](wrappers["labels"])
+    assert wrappers["CLASS_FIELD"].parameterValue() == "fid"
+
+
+def test_no_field_is_no_value(wrappers):
+    wrappers["choose"](wrappers["labels"])
+    wrappers["CLASS_FIELD"].setParameterValue(None, wrappers["context"])
+    assert wrappers["CLASS_FIELD"].parameterValue() is None
