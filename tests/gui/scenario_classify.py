@@ -13,10 +13,10 @@ from qgis.core import (
     QgsProject,
     QgsRasterMinMaxOrigin,
 )
-from qgis.gui import QgsCollapsibleGroupBoxBasic, QgsMessageBar
+from qgis.gui import QgsMessageBar
 from qgis.PyQt.QtCore import QModelIndex, Qt
 from qgis.PyQt.QtTest import QTest
-from qgis.PyQt.QtWidgets import QDockWidget, QLineEdit, QPushButton, QTreeView
+from qgis.PyQt.QtWidgets import QDockWidget, QLineEdit, QPushButton, QTreeView, QWidget
 
 SCENE = os.environ["HYPERKD_SCENE"]
 LABELS = os.environ["HYPERKD_LABELS"]
@@ -102,8 +102,7 @@ def classify(desk, name):
     check_model_choice(dialog)
     desk.picture(f"{name}-dialog", dialog)
     if name == "cold":
-        for box in dialog.findChildren(QgsCollapsibleGroupBoxBasic):
-            box.setCollapsed(False)
+        desk.child(dialog, QWidget, "grpAdvanced").setCollapsed(False)
         yield 0.3
         desk.picture("advanced", dialog)
     scene = QgsProject.instance().mapLayersByName("EnMAP Berlin")[0]

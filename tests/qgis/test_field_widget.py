@@ -24,12 +24,13 @@ def wrappers(plugin, algorithm, qtbot, labels, scene_path):
     }
     context = QgsProcessingContext()
     context.setProject(QgsProject.instance())
-    found["TRAINING"].createWrappedWidget(context)
+    kept = found["TRAINING"].createWrappedWidget(context)
     for wrapper in found.values():
         wrapper.postInitialize(list(found.values()))
     found["choose"] = lambda layer: found["TRAINING"].setParameterValue(layer.id(), context)
     found["labels"], found["raster"], found["context"] = labels, raster, context
     yield found
+    kept.deleteLater()
     QgsProject.instance().clear()
 
 
