@@ -102,7 +102,7 @@ def classify(desk, name):
     check_model_choice(dialog)
     desk.picture(f"{name}-dialog", dialog)
     if name == "cold":
-        desk.child(dialog, QWidget, "grpAdvanced").setCollapsed(False)
+        desk.child(dialog, QWidget, "grpAdvanced").setProperty("collapsed", False)
         yield 0.3
         desk.picture("advanced", dialog)
     scene = QgsProject.instance().mapLayersByName("EnMAP Berlin")[0]
