@@ -39,7 +39,7 @@ class EncoderConfig:
     """
 
     in_channels: int
-    patch_px: int = 1
+    patch_px: int = 2
     embed_dim: int = 64
     depth: int = 2
     num_heads: int = 4
@@ -168,7 +168,7 @@ class ClassifierConfig:
     chip_px: int = 20
     halo_px: int = 4
     head_channels: int = 64
-    patch_px: int = 1
+    patch_px: int = 2
     embed_dim: int = 64
     depth: int = 2
     num_heads: int = 4
