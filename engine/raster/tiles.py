@@ -286,13 +286,27 @@ def _tiles(row: _Span, col: _Span, tiling: Tiling, shape: tuple[int, int]) -> tu
     """Cut a piece into tiles."""
     rows, cols = row.tiles, col.tiles
     if not tiling.blend:
-        rows = _exact_tiles(row.core, shape[0], tiling.stride_px, tiling)
-        # A tile lower than the square may be wider: fewer seams, fewer halos.
-        highest = max(read_stop - read_start for _, _, read_start, read_stop in rows)
-        limit = tiling.tile_size_px**2 // highest - 2 * tiling.margin_px
-        limit = max(_round_down(limit, tiling.align_px), tiling.stride_px)
-        cols = _exact_tiles(col.core, shape[1], limit, tiling)
+        limit_rows, limit_cols = _largest_tile(row.core, col.core, tiling)
+        rows = _exact_tiles(row.core, shape[0], limit_rows, tiling)
+        cols = _exact_tiles(col.core, shape[1], limit_cols, tiling)
     return tuple(Tile(_window(r[:2], c[:2]), _window(r[2:], c[2:])) for r in rows for c in cols)
+
+
+def _largest_tile(
+    row_core: tuple[int, int], col_core: tuple[int, int], tiling: Tiling
+) -> tuple[int, int]:
+    """Choose rows and columns of the cores of a piece's tiles: multiples of whole tokens.
+
+    A tile may be lower than the square and then wider: fewer seams, fewer halos. Without a halo,
+    whole rows are best, because they lie side by side in memory.
+    """
+    area, margin, align = tiling.tile_size_px**2, tiling.margin_px, tiling.align_px
+    core_rows, core_cols = row_core[1] - row_core[0], col_core[1] - col_core[0]
+    rows = tiling.stride_px if margin else min(area // core_cols, core_rows)
+    rows = _round_down(rows, align)
+    highest = -(-core_rows // -(-core_rows // rows))  # of tiles of nearly equal height
+    cols = _round_down(area // (highest + 2 * margin) - 2 * margin, align)
+    return rows, max(cols, tiling.stride_px)
 
 
 def _exact_tiles(
