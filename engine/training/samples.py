@@ -280,7 +280,9 @@ def _read_chip(
     window = Window(
         row, col, min(top + chip_px, scene.height) - row, min(left + chip_px, scene.width) - col
     )
-    read, read_valid = to_reflectance(reader.read(window))
+    piece = to_reflectance.load(reader.read(window))
+    whole = slice(0, window.height), slice(0, window.width)
+    (read,), (read_valid,) = to_reflectance.batch(piece, [whole])
     inside = np.s_[row - top : row - top + window.height, col - left : col - left + window.width]
     chip = torch.zeros(len(read), chip_px, chip_px)
     valid = torch.zeros(chip_px, chip_px, dtype=torch.bool)
