@@ -1,0 +1,1 @@
+"""What `make bench` runs: speed, memory and start-up of the engine, as ratios where possible."""

@@ -1,0 +1,197 @@
+"""``python -m benchmarks``: measure, print a table, keep the numbers as JSON."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+# As the engine does, before torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+PARTS = ("read", "end-to-end", "memory", "startup")
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the parts that were asked for."""
+    options = _parser().parse_args(arguments)
+    options.folder.mkdir(parents=True, exist_ok=True)
+    parts: dict[str, Callable[[argparse.Namespace], list[list[str]]]] = {
+        "read": _read,
+        "end-to-end": _end_to_end,
+        "memory": _memory,
+        "startup": _startup,
+    }
+    rows = []
+    for name in options.parts:
+        start_s = time.monotonic()
+        rows += parts[name](options)
+        print(f"{name}: measured in {time.monotonic() - start_s:.0f} s", file=sys.stderr)
+    _print_table([["what", "measured", "ratio", "aim", ""], *rows])
+    print(f"Kept in {options.folder}")
+    return 0
+
+
+def _read(options: argparse.Namespace) -> list[list[str]]:
+    import torch
+
+    from benchmarks.speed import measure_read_rate
+    from engine.device import choose_device
+
+    device = choose_device(options.device).device
+    devices = [device] if device.type == "cpu" else [device, torch.device("cpu")]
+    results = [
+        result
+        for each in devices
+        for result in measure_read_rate(options.folder, _sizes(options), each)
+    ]
+    _keep(options, "read", results)
+    return [
+        [
+            f"read rate, free model, {r['layout']}, {r['device']}",
+            f"{r['ours_mpx_s']:.2f} of {r['plain_mpx_s']:.2f} Mpx/s",
+            f"{r['ratio']:.2f}",
+            f">= {r['aim']}",
+            _verdict(r["ratio"] >= r["aim"]),
+        ]
+        for r in results
+    ]
+
+
+def _end_to_end(options: argparse.Namespace) -> list[list[str]]:
+    from benchmarks.speed import measure_end_to_end
+
+    results = measure_end_to_end(options.folder, _sizes(options), options.device)
+    _keep(options, "end_to_end", results)
+    return [
+        [
+            f"classify / bare model, {r['what']}, {r['side_px']} px, {r['device'].split()[0]}",
+            f"{r['ours_mpx_s']:.3f} of {r['bare_mpx_s']:.3f} Mpx/s",
+            f"{r['ratio']:.2f}",
+            f"<= {r['aim']}" if "aim" in r else "",
+            _verdict(r["ratio"] <= r["aim"]) if "aim" in r else "reading is the limit",
+        ]
+        for r in results
+    ]
+
+
+def _memory(options: argparse.Namespace) -> list[list[str]]:
+    from benchmarks.memory import measure_memory
+
+    result = measure_memory(options.folder, options.memory_sides, options.bands)
+    _keep(options, "memory", result)
+    return [
+        [
+            f"peak memory, {run['layout']}, {' / '.join(map(str, run['peak_mb']))} px",
+            " / ".join(f"{peak:.0f}" for peak in run["peak_mb"].values()) + " MB",
+            f"{run['growth']:.2f}",
+            f"<= {result['aim']}",
+            _verdict(run["growth"] <= result["aim"]),
+        ]
+        for run in result["runs"]
+    ]
+
+
+def _startup(options: argparse.Namespace) -> list[list[str]]:
+    from benchmarks.startup import measure_startup
+
+    r = measure_startup(options.folder, options.model, max(1, options.pairs // 2))
+    _keep(options, "startup", r)
+    return [
+        [
+            "packaged scene, cold / warm worker",
+            f"{r['cold_s']:.2f} s / {r['warm_s']:.2f} s",
+            f"{r['ratio']:.1f}",
+            "",
+            "",
+        ]
+    ]
+
+
+def _sizes(options: argparse.Namespace) -> Any:
+    from benchmarks.speed import Sizes
+
+    return Sizes(options.side, options.encoder_side, options.bands, options.pairs, options.model)
+
+
+def _keep(options: argparse.Namespace, name: str, result: Any) -> None:
+    """Write the numbers with what they were measured on."""
+    from engine.version import engine_version
+
+    machine = {
+        "processor": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "load": os.getloadavg(),
+        "python": platform.python_version(),
+        "engine_version": engine_version(),
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+    content = {
+        "machine": machine,
+        "side_px": options.side,
+        "bands": options.bands,
+        "result": result,
+    }
+    (options.folder / f"{name}.json").write_text(json.dumps(content, indent=2), encoding="utf-8")
+
+
+def _verdict(met: bool) -> str:
+    return "met" if met else "NOT MET"
+
+
+def _print_table(rows: list[list[str]]) -> None:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        print(
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument(
+        "--parts",
+        type=_parts,
+        default=list(PARTS),
+        help="of " + ",".join(PARTS) + " (default: all)",
+    )
+    parser.add_argument("--folder", type=Path, default=ROOT / "build" / "bench")
+    parser.add_argument("--side", type=int, default=2000, help="of the scene for speed, in px")
+    parser.add_argument(
+        "--encoder-side", type=int, default=400, help="of the scene for the encoder, in px"
+    )
+    parser.add_argument("--bands", type=int, default=200)
+    parser.add_argument("--pairs", type=int, default=5, help="of runs, one of each side of a ratio")
+    parser.add_argument(
+        "--memory-sides", type=_sides, default=[1000, 2000, 4000], help="such as 250,500,1000"
+    )
+    parser.add_argument("--model", default="berlin-enmap-landcover")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    return parser
+
+
+def _parts(text: str) -> list[str]:
+    parts = text.split(",")
+    unknown = sorted(set(parts) - set(PARTS))
+    if unknown:
+        raise argparse.ArgumentTypeError(f"no such part: {', '.join(unknown)}")
+    return parts
+
+
+def _sides(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
+
+
+if __name__ == "__main__":
+    free = shutil.disk_usage(ROOT).free
+    if free < 10e9:
+        print(f"Only {free / 1e9:.0f} GB are free: large scenes may not fit.", file=sys.stderr)
+    sys.exit(main())
