@@ -72,7 +72,18 @@ def item_text(info: ModelInfo, weights: WeightsFile) -> bytes:
         "links": [],
         "assets": {"weights": _weights_asset(weights, info.bands)},
     }
-    return json.dumps(item, indent=2, ensure_ascii=False, allow_nan=False).encode()
+    text = json.dumps(item, indent=2, ensure_ascii=False, allow_nan=False)
+    return _say_that_the_checksum_is_no_secret(text).encode()
+
+
+def _say_that_the_checksum_is_no_secret(text: str) -> str:
+    """Put a note on the line of the checksum.
+
+    The plugin site scans uploads with detect-secrets, line by line. It takes every long hexadecimal
+    text for a secret, unless the same line says that it is none; JSON has no comments to say it in.
+    """
+    note = '"hyperkd:checksum_note": "SHA-256 as multihash # pragma: allowlist secret"'
+    return re.sub(r'("file:checksum": "[0-9a-f]+")', rf"\1, {note}", text)
 
 
 def _weights_asset(weights: WeightsFile, bands: BandTable) -> dict[str, Any]:
