@@ -49,7 +49,11 @@ def _palette_classes(layer: QgsRasterLayer) -> list[dict[str, Any]]:
     if not isinstance(renderer, QgsPalettedRasterRenderer):
         return []
     return [
-        {"value": int(entry.value), "name": entry.label, "color": entry.color.name()}
+        {
+            "value": int(entry.value),
+            "name": entry.label or f"Class {entry.value:g}",
+            "color": entry.color.name(),
+        }
         for entry in renderer.classes()
         if 0 < entry.value <= MAX_CLASS_VALUE
     ]
@@ -77,11 +81,14 @@ def _category_classes(layer: QgsVectorLayer, class_field: str) -> list[dict[str,
 
 
 def _class_values(field_values: list[Any]) -> list[int]:
-    """Keep numbers that a class map can hold; otherwise number the classes from 1."""
-    whole = [
-        value for value in field_values if isinstance(value, int) and not isinstance(value, bool)
-    ]
-    usable = len(whole) == len(field_values) == len(set(whole))
-    if usable and all(0 < value <= MAX_CLASS_VALUE for value in whole):
+    """Keep whole numbers that a class map can hold; otherwise number the classes from 1."""
+    # QGIS has the values of a real field as floats, also when they are whole
+    whole = [int(value) for value in field_values if _is_class_value(value)]
+    if len(whole) == len(field_values) == len(set(whole)):
         return whole
     return list(range(1, len(field_values) + 1))
+
+
+def _is_class_value(value: Any) -> bool:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return is_number and value == int(value) and 0 < value <= MAX_CLASS_VALUE

@@ -106,6 +106,46 @@ def test_training_makes_a_package_a_report_and_scores(trained):
     assert -1 <= trained["KAPPA"] <= 1
 
 
+def test_training_from_a_legend_takes_its_names_and_colours(trained, place):
+    from qgis.core import (
+        QgsCategorizedSymbolRenderer,
+        QgsMarkerSymbol,
+        QgsRendererCategory,
+        QgsVectorLayer,
+    )
+
+    layer = QgsVectorLayer(str(place / "labels.gpkg"), "labels")
+    categories = [
+        QgsRendererCategory("water", QgsMarkerSymbol.createSimple({"color": "#0000ff"}), "Lake"),
+        QgsRendererCategory("forest", QgsMarkerSymbol.createSimple({"color": "#00aa00"}), "Wood"),
+    ]
+    layer.setRenderer(QgsCategorizedSymbolRenderer("cover", categories))
+    package = processing.run(
+        "hyperkd:trainclassifier",
+        {
+            "INPUT": [str(place / "scene.tif")],
+            "TRAINING": layer,
+            "EPOCHS": 1,
+            "DEVICE": "cpu",
+            "OUTPUT": str(place / "legend.zip"),
+        },
+    )["OUTPUT"]
+    result = processing.run(
+        "hyperkd:classify",
+        {
+            "INPUT": str(place / "scene.tif"),
+            "MODEL": package,
+            "OUTPUT": str(place / "legend.tif"),
+        },
+    )
+    mapped = QgsRasterLayer(result["OUTPUT"], "legend")
+    assert [
+        (entry.value, entry.label, entry.color.name())
+        for entry in mapped.renderer().classes()
+        if entry.value
+    ] == [(1, "Lake", "#0000ff"), (2, "Wood", "#00aa00")]
+
+
 def test_map_has_the_scenes_grid_and_all_its_layers(mapped, place):
     scene = QgsRasterLayer(str(place / "scene.tif"), "scene")
     for name, bands in (("OUTPUT", 1), ("CONFIDENCE", 1), ("PROBABILITIES", 2)):

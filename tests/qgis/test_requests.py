@@ -337,6 +337,16 @@ def test_numbers_of_the_legend_stay_the_class_values(client, scene_path, labels)
     assert [entry["value"] for entry in client.parameters["classes"]] == [7, 3]
 
 
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [((2.0, 5.0), [2, 5]), ((2.5, 5.0), [1, 2]), ((0, 5), [1, 2]), ((1, 256), [1, 2])],
+)
+def test_numbers_that_a_class_map_cannot_hold_are_replaced(plugin, values, expected):
+    from hyperkd.hyperkd_qgis.class_legend import _class_values
+
+    assert _class_values(list(values)) == expected
+
+
 def test_vector_labels_need_a_field(client, scene_path, labels):
     from qgis.core import QgsNullSymbolRenderer
 
@@ -369,11 +379,15 @@ def test_palette_of_raster_labels_goes_over(client, scene_path, tmp_path, tiny):
             [
                 QgsPalettedRasterRenderer.Class(0, QColor("black"), "nothing"),
                 QgsPalettedRasterRenderer.Class(4, QColor("#2e8b57"), "forest"),
+                QgsPalettedRasterRenderer.Class(5, QColor("#000001"), ""),
             ],
         )
     )
     train([scene_path], layer)
-    assert client.parameters["classes"] == [{"value": 4, "name": "forest", "color": "#2e8b57"}]
+    assert client.parameters["classes"] == [
+        {"value": 4, "name": "forest", "color": "#2e8b57"},
+        {"value": 5, "name": "Class 5", "color": "#000001"},
+    ]
 
 
 def test_several_scenes(client, scene_path, tmp_path, labels, tiny):
