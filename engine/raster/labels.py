@@ -1,8 +1,8 @@
 """Labels on a scene's grid: how much of each pixel which class covers.
 
 Polygons cover pixels in part, so a label is a share of area and not a class: at 30 m most pixels
-are mixed, and their shares tell as much as the few pure ones. Points and lines label the whole
-pixel that they lie in. A labelled raster of any grid is sampled finer than the scene's pixels.
+are mixed, and their shares tell as much as the few pure ones. Points label the whole pixel that
+they lie in. A labelled raster of any grid is sampled finer than the scene's pixels.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def open_labels(source: str, field: str | None, crs: CRS | None) -> Labels:
 
 
 class VectorLabels:
-    """Polygons, points or lines with a class field.
+    """Polygons or points with a class field.
 
     Args:
         source: of the layer.
@@ -144,7 +144,7 @@ class VectorLabels:
 
 
 class _VectorOnScene:
-    """Features on one grid; polygons by area, the others by the pixel that they touch."""
+    """Features on one grid; polygons by area, points by the pixel that they lie in."""
 
     def __init__(self, shapes: list[Shape], transform: Affine) -> None:
         geometries = np.asarray([shape.geometry for shape in shapes], dtype=object)
@@ -190,7 +190,7 @@ def _burn_marks(
     window: Window,
     transform: Affine,
 ) -> None:
-    """Give the pixels of points and lines wholly to their class; the last feature wins."""
+    """Give the pixels of points wholly to their class; the last point wins."""
     channel = {value: index for index, value in enumerate(values)}
     burned = rasterize(
         ((mark.geometry, 1 + channel.get(mark.value, len(values))) for mark in marks),

@@ -1,0 +1,120 @@
+import pytest
+import torch
+from lightning_fabric import Fabric
+
+from engine.errors import CancelledError
+from engine.feedback import SilentFeedback
+from engine.models.hyperkd import ClassifierConfig
+from engine.training.context_fit import ContextSettings, GateScore, choose_gate, fit_context
+from engine.training.spectral_fit import SpectralSettings, fit_spectral_path
+from tests.engine.training.made_samples import BANDS, CHIP_PX, made_samples
+from tests.engine.training.test_spectral_fit import Recorder, pixels_of
+
+CONFIG = ClassifierConfig(
+    in_channels=BANDS, num_classes=3, chip_px=CHIP_PX, halo_px=1, embed_dim=8, depth=1,
+    num_heads=2, head_channels=4, patch_px=2,
+)  # fmt: skip
+QUICK = ContextSettings(epochs=2, check_epochs=1, batch_chips=4)
+
+
+def fit(seed=0, backbone=None, settings=QUICK, feedback=None):
+    samples = made_samples(chips=9)
+    pixels = pixels_of(samples, folds=2)
+    spectral = fit_spectral_path(pixels, SpectralSettings(epochs=10), 0, SilentFeedback())
+    fabric = Fabric(accelerator="cpu", devices=1)
+    found = fit_context(
+        samples, pixels, spectral, CONFIG, settings,
+        backbone=backbone, seed=seed, fabric=fabric, feedback=feedback or SilentFeedback(),
+    )  # fmt: skip
+    return found, spectral
+
+
+def test_the_same_seed_gives_the_same_encoder():
+    first, again, other = (fit(seed)[0].model.state_dict() for seed in (0, 0, 1))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["encoder.cls_token"], other["encoder.cls_token"])
+
+
+def test_training_leaves_the_global_random_state_alone():
+    torch.manual_seed(7)
+    fit()
+    after = torch.rand(1)
+    torch.manual_seed(7)
+    assert torch.equal(after, torch.rand(1))
+
+
+def test_the_linear_path_of_the_model_is_the_one_that_was_fitted():
+    found, spectral = fit()
+    assert torch.equal(found.model.spectral.weight, spectral.path.weight)
+    assert not found.model.training
+
+
+def test_every_gate_is_tried_at_every_check():
+    found, _spectral = fit()
+    assert {(score.epoch, score.gate) for score in found.tried} == {
+        (epoch, gate) for epoch in (1, 2) for gate in (0.25, 0.5, 1.0)
+    }
+
+
+def test_an_encoder_to_begin_with_keeps_its_normalisation():
+    weights = {
+        name.removeprefix("encoder."): tensor
+        for name, tensor in fit()[0].model.state_dict().items()
+        if name.startswith("encoder.")
+    }
+    weights["band_mean"] = torch.full((BANDS,), 0.123)
+    found, _spectral = fit(seed=3, backbone=weights)
+    assert torch.equal(found.model.encoder.band_mean, weights["band_mean"])
+
+
+def test_cancel_is_heard_between_batches():
+    with pytest.raises(CancelledError):
+        fit(feedback=Recorder(cancel_after=2))
+
+
+def score(loss, accuracy, gain_errors, gate=0.5):
+    return GateScore(5, gate, loss, accuracy, gain_errors)
+
+
+def test_the_gate_stays_closed_when_the_gain_could_be_chance():
+    assert choose_gate((0.5, 0.8), (score(0.45, 0.9, 1.9),)) is None
+
+
+def test_the_gate_stays_closed_when_accuracy_is_lost():
+    assert choose_gate((0.5, 0.8), (score(0.45, 0.79, 5.0),)) is None
+
+
+def test_the_gate_opens_to_the_lowest_confirmed_loss():
+    tried = (score(0.45, 0.8, 2.5, 0.25), score(0.44, 0.8, 2.0, 0.5), score(0.3, 0.7, 9.0, 1.0))
+    assert choose_gate((0.5, 0.8), tried) == tried[1]
+
+
+def test_held_out_places_open_the_gate_when_the_neighbourhood_tells_the_class():
+    """The class of a pixel is the brightness of its neighbour: no spectrum shows it."""
+    generator = torch.Generator().manual_seed(0)
+    samples = made_samples(chips=40, classes=2)
+    signal = torch.randint(0, 2, (40, CHIP_PX, CHIP_PX), generator=generator)
+    noise = 0.01 * torch.randn(40, BANDS, CHIP_PX, CHIP_PX, generator=generator)
+    samples.reflectance.copy_(0.3 + 0.2 * signal[:, None] + noise)
+    sides = torch.stack(
+        [signal.roll(1, 1), signal.roll(-1, 1), signal.roll(1, 2), signal.roll(-1, 2)]
+    )
+    label = (sides.sum(dim=0) >= 2).long()[samples.chip, samples.row, samples.col]
+    samples.shares.copy_(torch.eye(2)[label])
+    samples.pure.fill_(True)
+    pixels = pixels_of(samples, folds=2)
+    spectral = fit_spectral_path(pixels, SpectralSettings(epochs=10), 0, SilentFeedback())
+    config = ClassifierConfig(
+        in_channels=BANDS, num_classes=2, chip_px=CHIP_PX, halo_px=1, embed_dim=16, depth=1,
+        num_heads=2, head_channels=16, patch_px=1,
+    )  # fmt: skip
+    found = fit_context(
+        samples, pixels, spectral, config,
+        ContextSettings(epochs=30, check_epochs=10, batch_chips=4, lr=1e-2, dropout=0.0),
+        backbone=None, seed=0, fabric=Fabric(accelerator="cpu", devices=1),
+        feedback=SilentFeedback(),
+    )  # fmt: skip
+    assert found.gate > 0
+    assert found.model.config.encoder_gate == found.gate
+    best = min(found.tried, key=lambda tried: tried.loss)
+    assert best.accuracy > found.without[1] + 0.1
