@@ -20,10 +20,15 @@ from qgis.core import (
     QgsRasterLayer,
     QgsRasterPipe,
     QgsVectorFileWriter,
+    QgsVectorLayer,
 )
 
 EXPORT_LIMIT_PX = 2**31
 """A layer without pixels of its own is not exported at a size that somebody else thought up."""
+
+
+VECTOR_SUFFIXES = (".gpkg", ".shp", ".geojson", ".json", ".fgb")
+"""Vector files that the engine reads by themselves."""
 
 
 class SourceError(Exception):
@@ -135,6 +140,34 @@ class Exports:
         stem = "".join(letter if letter.isalnum() else "_" for letter in name)[:40] or "layer"
         number = len(list(self._folder.iterdir()))
         return self._folder / f"{stem}_{number}{suffix}"
+
+
+def whole_file(layer: QgsVectorLayer, keep_fields: Sequence[str]) -> str:
+    """Name the file of a vector layer, when it holds just what the layer shows.
+
+    The log's request then repeats the run for as long as the file is there. A filter, unsaved
+    edits, joined or computed fields, and a CRS that the user has put right, are not in the file;
+    feature numbers ("fid") are, but only QGIS shows them as a field.
+
+    Returns:
+        the layer's source, or an empty text when its features must be exported.
+    """
+    path, *options = layer.source().split("|")
+    plain_options = all(option.startswith(("layername=", "layerid=")) for option in options)
+    in_file = (
+        layer.providerType() == "ogr"
+        and plain_options
+        and Path(path).suffix.lower() in VECTOR_SUFFIXES
+        and Path(path).is_file()
+    )
+    if not in_file or layer.subsetString() or layer.isModified():
+        return ""
+    provider = layer.dataProvider()
+    wanted = {layer.fields().lookupField(field) for field in keep_fields}
+    if wanted & set(layer.primaryKeyAttributes()):
+        return ""
+    same_fields = layer.fields().names() == provider.fields().names()
+    return layer.source() if same_fields and layer.crs() == provider.crs() else ""
 
 
 def _check_writer(writer: Any, name: str) -> None:

@@ -10,6 +10,7 @@ from qgis.core import (
     QgsMapLayer,
     QgsProcessingAlgorithm,
     QgsProcessingContext,
+    QgsProcessingFeatureSourceDefinition,
     QgsProcessingOutputLayerDefinition,
     QgsProcessingParameterDefinition,
     QgsProcessingParameterNumber,
@@ -20,7 +21,7 @@ from qgis.core import (
 )
 
 from ..class_legend import legend_classes, legend_field
-from ..sources import Exports, SourceError
+from ..sources import Exports, SourceError, whole_file
 
 
 class ValueReader:
@@ -176,6 +177,13 @@ class ValueReader:
         )
         if source is None:
             raise SourceError(f"{definition.description()}: this layer has no features to read.")
+        layer = self.layer(definition.name())
+        chosen = self._parameters.get(definition.name())
+        # a definition asks for the selected features only, or for some of them
+        is_part = isinstance(chosen, QgsProcessingFeatureSourceDefinition)
+        if isinstance(layer, QgsVectorLayer) and not is_part:
+            if path := whole_file(layer, fields or []):
+                return path
         return self._exporter.vector_source(source, source.sourceName(), fields or [])
 
     def _read_extent(self, definition: QgsProcessingParameterDefinition) -> list[float]:

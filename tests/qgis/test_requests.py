@@ -243,6 +243,49 @@ def test_filter_of_a_layer_counts(client, scene_path, labels, tmp_path):
     assert client.seen["rows"] == [["tree"]]
 
 
+@pytest.fixture
+def saved(labels, tmp_path):
+    path = str(tmp_path / "labels.shp")
+    processing.run("native:savefeatures", {"INPUT": labels, "OUTPUT": path})
+    return path
+
+
+def test_file_that_the_engine_reads_goes_over_as_it_is(client, scene_path, saved):
+    train([scene_path], QgsVectorLayer(saved, "labels"), CLASS_FIELD="class")
+    assert client.parameters["training"] == saved
+    classify(scene_path, MASK=saved)
+    assert client.parameters["mask"] == saved
+
+
+def test_layer_of_a_geopackage_keeps_its_name(client, scene_path, labels, tmp_path):
+    path = str(tmp_path / "labels.gpkg")
+    labels.dataProvider().deleteAttributes([0])  # a GeoPackage numbers its features itself
+    labels.updateFields()
+    processing.run("native:savefeatures", {"INPUT": labels, "OUTPUT": path, "LAYER_NAME": "two"})
+    source = f"{path}|layername=two"
+    train([scene_path], QgsVectorLayer(source, "labels"), CLASS_FIELD="class")
+    assert client.parameters["training"] == source
+    train([scene_path], QgsVectorLayer(source, "labels"), CLASS_FIELD="fid")
+    assert client.parameters["training"] != source
+
+
+def test_crs_that_the_user_put_right_is_exported(client, scene_path, saved):
+    layer = QgsVectorLayer(saved, "labels")
+    layer.setCrs(QgsCoordinateReferenceSystem("EPSG:4258"))
+    client.inspect = lambda parameters: read_features(parameters["training"])
+    train([scene_path], layer, CLASS_FIELD="class")
+    assert client.seen["epsg"] == "4258"
+
+
+def test_unsaved_edits_are_exported(client, scene_path, saved):
+    layer = QgsVectorLayer(saved, "labels")
+    client.inspect = lambda parameters: read_features(parameters["training"])
+    assert layer.startEditing() and layer.changeAttributeValue(0, 1, "lake")
+    train([scene_path], layer, CLASS_FIELD="class")
+    assert client.seen["rows"] == [["lake"], ["tree"]]
+    layer.rollBack()
+
+
 def test_nothing_selected_is_said(client, scene_path, labels):
     QgsProject.instance().addMapLayer(labels, False)
     with pytest.raises(QgsProcessingException, match="no features"):
