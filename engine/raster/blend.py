@@ -5,25 +5,31 @@ Only finished values (probabilities) are blended, never classes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from engine.raster.tiles import Strip, Tile, Tiling, Window
+from engine.raster.tiles import Piece, Strip, Tile, Tiling, Window
+
+Area = Strip | Piece
 
 
 class Collector(Protocol):
-    """Takes the results of a strip's tiles and gives its finished rows."""
+    """Takes the results of tiles and gives what is finished."""
 
-    def begin(self, strip: Strip) -> None:
-        """Make room for a strip."""
+    def areas(self, strip: Strip) -> Sequence[Area]:
+        """Say which areas of a strip are begun and finished one after the other."""
+
+    def begin(self, area: Area) -> None:
+        """Make room for an area."""
 
     def add(self, tile: Tile, values: Tensor) -> None:
         """Take the (K, h, w) float32 values of ``tile.read``."""
 
     def finish(self) -> Tensor:
-        """Give the (K, h, w) float32 values of the strip's core."""
+        """Give the (K, h, w) float32 values of the area's core."""
 
 
 def make_collector(tiling: Tiling, out_channels: int, device: torch.device) -> Collector:
@@ -53,10 +59,14 @@ class CropCollector:
         self._out_channels = out_channels
         self._device = device
 
-    def begin(self, strip: Strip) -> None:
-        """Make room for a strip."""
-        self._core = strip.core
-        shape = (self._out_channels, strip.core.height, strip.core.width)
+    def areas(self, strip: Strip) -> Sequence[Area]:
+        """Pieces: nothing waits for the rest of the strip, which may be wide."""
+        return strip.pieces
+
+    def begin(self, area: Area) -> None:
+        """Make room for a piece."""
+        self._core = area.core
+        shape = (self._out_channels, area.core.height, area.core.width)
         self._values = torch.zeros(shape, device=self._device)
 
     def add(self, tile: Tile, values: Tensor) -> None:
@@ -66,7 +76,7 @@ class CropCollector:
         self._values[:, to_rows, to_cols] = values[:, rows, cols]
 
     def finish(self) -> Tensor:
-        """Give the values of the strip's core."""
+        """Give the values of the piece's core."""
         return self._values
 
 
@@ -81,16 +91,20 @@ class BlendCollector:
         self._sums = torch.empty(0, device=device)
         self._weights = torch.empty(0, device=device)
 
-    def begin(self, strip: Strip) -> None:
+    def areas(self, strip: Strip) -> Sequence[Area]:
+        """The strip: its pieces share pixels."""
+        return (strip,)
+
+    def begin(self, area: Area) -> None:
         """Make room for a strip, below the unfinished rows of the last one."""
-        window = strip.read
+        window = area.read
         sums = torch.zeros((self._out_channels, window.height, window.width), device=self._device)
         weights = torch.zeros((window.height, window.width), device=self._device)
         if self._window is not None and self._window.row_stop > window.row_off:
             above = slice(window.row_off - self._window.row_off, self._window.height)
             kept = above.stop - above.start
             sums[:, :kept], weights[:kept] = self._sums[:, above], self._weights[above]
-        self._window, self._core = window, strip.core
+        self._window, self._core = window, area.core
         self._sums, self._weights = sums, weights
 
     def add(self, tile: Tile, values: Tensor) -> None:

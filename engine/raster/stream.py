@@ -39,11 +39,11 @@ Sink = Callable[[Window, NDArray[np.float32], NDArray[np.bool_]], None]
 ValidMask = Callable[[Window], NDArray[np.bool_]]
 
 # Stored bytes of a piece. Three pieces are held: one is read, one waits, one is computed.
-_PIECE_BYTES = 48 * 2**20
+_PIECE_BYTES = 80 * 2**20
 _BUFFERS = 3
 # GDAL's own cache has to hold one block of all bands, or it decodes blocks again for each band.
 # Its default, 5 % of the machine's memory, would grow with the scene.
-_GDAL_CACHE_BYTES = (64 * 2**20, 512 * 2**20)
+_GDAL_CACHE_BYTES = (32 * 2**20, 512 * 2**20)
 # Reflectance bytes of a batch. A CPU gains nothing from more than its caches hold.
 _BATCH_BYTES = {"cpu": 8 * 2**20, "cuda": 256 * 2**20}
 
@@ -72,12 +72,12 @@ class StripModel(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class _Rows:
-    """A finished strip on its way to the writer thread."""
+class _Finished:
+    """A finished area on its way to the writer thread."""
 
     window: Window
-    values: Tensor  # (K, h, W) float32, on the device
-    valid: NDArray[np.bool_]  # (h, W)
+    values: Tensor  # (K, h, w) float32, on the device
+    valid: NDArray[np.bool_]  # (h, w)
 
 
 def stream_scene(
@@ -105,8 +105,9 @@ def stream_scene(
         scene: to read.
         match: which bands to read, and how they become the model's.
         model: to run; on ``device`` already.
-        sink: called in a thread of its own, in row order, with a window over all columns of the
-            extent, (K, h, W) values, and (h, W) valid; values are 0 where not valid.
+        sink: called in a thread of its own with windows that cover the extent once, from top to
+            bottom and left to right, their (K, h, w) values, and (h, w) valid; values are 0 where
+            not valid.
         device: to run on.
         precision: bfloat16 runs the model under autocast.
         extent: part of the scene that is wanted; None: all.
@@ -130,7 +131,7 @@ def stream_scene(
     with Crew() as crew, _cancel_between_layers(feedback):
         free: Relay[Stored] = crew.relay(_BUFFERS)
         pieces: Relay[PieceData] = crew.relay(_BUFFERS)
-        finished: Relay[_Rows | None] = crew.relay(1)
+        finished: Relay[_Finished | None] = crew.relay(1)
         for _ in range(_BUFFERS):
             size = len(match.scene_band_index) * largest_piece_px(strips)
             free.put(_new_buffer(size, scene.dtype, device))
@@ -139,8 +140,8 @@ def stream_scene(
         crew.start("writer", partial(_write, finished, sink))
         for position, strip in enumerate(strips):
             feedback.progress(position / len(strips), step)
-            rows = stage.run(strip, pieces, free)
-            finished.put(rows, feedback.raise_if_cancelled)
+            for area in stage.run(strip, pieces, free):
+                finished.put(area, feedback.raise_if_cancelled)
         finished.put(None, feedback.raise_if_cancelled)
         crew.wait(feedback.raise_if_cancelled)
     feedback.progress(1.0, step)
@@ -225,12 +226,12 @@ def _read(
             pieces.put(piece)
 
 
-def _write(finished: Relay[_Rows | None], sink: Sink) -> None:
+def _write(finished: Relay[_Finished | None], sink: Sink) -> None:
     """Work of the writer thread."""
-    while (rows := finished.get()) is not None:
-        values = rows.values.cpu().numpy()
-        np.copyto(values, 0, where=~rows.valid)
-        sink(rows.window, values, rows.valid)
+    while (area := finished.get()) is not None:
+        values = area.values.cpu().numpy()
+        np.copyto(values, 0, where=~area.valid)
+        sink(area.window, values, area.valid)
 
 
 @contextmanager
@@ -271,14 +272,17 @@ class _DeviceStage:
         self._feedback = feedback
         self._batch_limit: int | None = None  # set when the device's memory was too small
 
-    def run(self, strip: Strip, pieces: Relay[PieceData], free: Relay[Stored]) -> _Rows:
+    def run(
+        self, strip: Strip, pieces: Relay[PieceData], free: Relay[Stored]
+    ) -> Iterator[_Finished]:
         """Run the model over the pieces of a strip, which arrive from the reader."""
-        self._collector.begin(strip)
-        valid = np.zeros((strip.core.height, strip.core.width), np.bool_)
-        for _ in strip.pieces:
-            data = pieces.get(self._feedback.raise_if_cancelled)
-            valid[data.piece.core.slices_in(strip.core)] = self._run_piece(data, free)
-        return _Rows(strip.core, self._collector.finish(), valid)
+        for area in self._collector.areas(strip):
+            self._collector.begin(area)
+            valid = np.zeros((area.core.height, area.core.width), np.bool_)
+            for _ in area.pieces if isinstance(area, Strip) else (area,):
+                data = pieces.get(self._feedback.raise_if_cancelled)
+                valid[data.piece.core.slices_in(area.core)] = self._run_piece(data, free)
+            yield _Finished(area.core, self._collector.finish(), valid)
 
     def _run_piece(self, data: PieceData, free: Relay[Stored]) -> NDArray[np.bool_]:
         """Run the model over a piece; (h, w) of its core, True where there is a result."""

@@ -1,10 +1,10 @@
 """Which windows to read, to compute and to keep: integers only.
 
-A scene is worked on in *strips*, full-width groups of rows that are finished from top to bottom.
-A strip consists of *pieces*, what is read in one go and bounds the memory: the whole strip when
-the file is stored by rows, a few of its blocks when it is stored in blocks. A piece is computed
-in *tiles*. Neighbouring pieces need some of the same pixels around their borders; those are kept,
-so that every pixel is read once (`Piece.fresh`).
+A scene is worked on in *strips*, full-width groups of rows, from top to bottom. A strip consists
+of *pieces*, what is read in one go and bounds the memory: the whole strip when the file is stored
+by rows, a few of its blocks when it is stored in blocks. A piece is computed in *tiles*.
+Neighbouring pieces need some of the same pixels around their borders; those are kept, so that
+every pixel is read once (`Piece.fresh`).
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Strip:
-    """Unit of writing: all columns of the rows in ``core`` are finished after its pieces."""
+    """Pieces side by side: all columns of the rows in ``core`` are finished after them."""
 
     core: Window
     read: Window
@@ -183,7 +183,8 @@ def choose_piece_shape(
     wanted_rows = tiling.tile_size_px if tiling.blend else 12 * tiling.margin_px
     if block_cols >= width or block_rows == 1:
         cols = width
-        rows = max(piece_px // cols, min(wanted_rows, largest_px // cols))
+        kept_rows = 2 * tiling.margin_px
+        rows = max(piece_px // cols - kept_rows, min(wanted_rows, largest_px // cols))
     else:
         if unit_rows * unit_cols > largest_px:  # such blocks have to be decoded more than once
             unit_rows = unit_cols = tiling.align_px

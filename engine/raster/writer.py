@@ -35,15 +35,20 @@ __all__ = ["Grid", "RasterWriter", "check_outputs", "remove_unfinished"]
 
 log = logging.getLogger(__name__)
 
+_COG_BLOCK_PX = 512
 # Deflate is what every GDAL reads, Debian's 3.6 in QGIS 3.22 among them.
 _COG = {
     "driver": "COG",
     "COMPRESS": "DEFLATE",
+    "BLOCKSIZE": str(_COG_BLOCK_PX),
     "BIGTIFF": "IF_SAFER",
-    "NUM_THREADS": "ALL_CPUS",
+    "NUM_THREADS": str(min(4, os.cpu_count() or 1)),  # each holds a block of all bands
     "OVERVIEWS": "AUTO",
 }
 _CHECKED_ROWS = 64
+# Enough for the blocks that the copy works on. GDAL's default, 5 % of the machine's memory, would
+# fill up with large outputs.
+_GDAL_CACHE_BYTES = 32 * 2**20
 # Temporary folders of the writers at work, for `remove_unfinished`.
 _unfinished: set[Path] = set()
 
@@ -156,7 +161,11 @@ class RasterWriter:
         return self
 
     def _profile(self) -> dict[str, Any]:
-        """Uncompressed rows: rows are what arrives, and the size then proves that all is there."""
+        """An uncompressed file, whose size proves that all is there.
+
+        Rows arrive, and the copy wants blocks: its blocks are as wide as the copy's and as low as
+        TIFF allows, so that neither side holds many rows of a wide raster in memory.
+        """
         grid = self._grid
         profile = {
             "driver": "GTiff",
@@ -167,7 +176,9 @@ class RasterWriter:
             "nodata": self._nodata,
             "crs": grid.crs,
             "interleave": "band",
-            "blockysize": 1,
+            "tiled": True,
+            "blockxsize": _COG_BLOCK_PX,
+            "blockysize": 16,
             "BIGTIFF": "IF_SAFER",
         }
         # GDAL takes the identity for "no position"; stating it would make rasterio warn.
@@ -311,7 +322,8 @@ def _copy_to_cog(rows: Path, cog: Path, options: dict[str, str], watch: Callable
 
     def copy() -> None:
         try:
-            rasterio.shutil.copy(rows, cog, **options)
+            with rasterio.Env(GDAL_CACHEMAX=_GDAL_CACHE_BYTES):
+                rasterio.shutil.copy(rows, cog, **options)
         finally:
             if crew.stop.is_set():  # nobody waits any more: what was made since goes too
                 shutil.rmtree(cog.parent, ignore_errors=True)

@@ -18,11 +18,13 @@ def collect(tiling, height, width, value_of, piece_shape=(8, 8), extent=None):
     result = np.full((1, height, width), np.nan, np.float32)
     collector = make_collector(tiling, 1, CPU)
     for strip in plan_strips(extent, tiling, height, width, piece_shape):
-        collector.begin(strip)
-        for tile in (tile for piece in strip.pieces for tile in piece.tiles):
-            collector.add(tile, torch.as_tensor(value_of(tile.read), dtype=torch.float32)[None])
-        rows, cols = strip.core.slices_in(Window(0, 0, height, width))
-        result[:, rows, cols] = collector.finish().numpy()
+        for area in collector.areas(strip):
+            collector.begin(area)
+            pieces = area.pieces if area is strip else [area]
+            for tile in (tile for piece in pieces for tile in piece.tiles):
+                collector.add(tile, torch.as_tensor(value_of(tile.read), dtype=torch.float32)[None])
+            rows, cols = area.core.slices_in(Window(0, 0, height, width))
+            result[:, rows, cols] = collector.finish().numpy()
     return result[0]
 
 

@@ -14,7 +14,7 @@ from engine.feedback import SilentFeedback
 from engine.raster import stream
 from engine.raster.scene import open_scene
 from engine.raster.spectra import BandMatch
-from engine.raster.stream import stream_scene
+from engine.raster.stream import choose_tiling, stream_scene
 from engine.raster.tiles import Tiling, Window
 from tests.engine.raster.made_scenes import (
     BANDS,
@@ -53,12 +53,21 @@ def stream_into(source, sink, model=None, feedback=None):
     )
 
 
-def test_rows_arrive_in_order_over_the_full_width(source):
-    windows = run(source, IdentityModel(Tiling(16, 2)), piece_bytes=SMALL_PIECES).windows
+def test_blended_rows_arrive_in_order_over_the_full_width(source):
+    model = IdentityModel(Tiling(16, 2, blend=True))
+    windows = run(source, model, piece_bytes=SMALL_PIECES).windows
     assert len(windows) > 2
     assert windows[0].row_off == 0 and windows[-1].row_stop == 53
     assert all(w.row_off == above.row_stop for above, w in pairwise(windows))
     assert {(w.col_off, w.width) for w in windows} == {(0, 47)}
+
+
+def test_pieces_arrive_from_top_to_bottom_and_left_to_right(source):
+    windows = run(source, IdentityModel(Tiling(16, 2)), piece_bytes=SMALL_PIECES).windows
+    corners = [(window.row_off, window.col_off) for window in windows]
+    assert len(windows) > 4
+    assert corners == sorted(corners)
+    assert sum(window.height * window.width for window in windows) == 53 * 47
 
 
 def test_the_result_does_not_depend_on_the_height_of_strips(source):
@@ -245,6 +254,21 @@ def test_the_user_s_tile_size_replaces_the_model_s(source):
 
     run(source, Spy(Tiling(512, 2, blend=True)), tile_size_px=20)
     assert shapes == {(20, 20)}
+
+
+@pytest.mark.parametrize(
+    "tiling, device, side_px",
+    [
+        (Tiling(512, 0), "cpu", 102),  # 8 MiB of 200 bands
+        (Tiling(512, 8), "cpu", 192),  # 24 halos: no more than a fifth is computed twice
+        (Tiling(64, 0), "cpu", 64),
+        (Tiling(512, 0, blend=True), "cpu", 512),
+        (Tiling(512, 0), "cuda", 512),
+    ],
+)
+def test_tiles_are_made_smaller_for_the_cache_only_where_that_is_free(tiling, device, side_px):
+    match = BandMatch(tuple(range(200)), None, ())
+    assert choose_tiling(tiling, match, torch.device(device)).tile_size_px == side_px
 
 
 def test_a_model_with_a_wrong_result_is_named(source):
