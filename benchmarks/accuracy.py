@@ -32,7 +32,8 @@ from numpy.typing import NDArray
 from sklearn.model_selection import GroupKFold
 
 from engine.feedback import SilentFeedback
-from engine.models.hyperkd import ClassifierConfig, SpectralPath
+from engine.models.hyperkd import ClassifierConfig
+from engine.models.spectral import SpectralPath
 from engine.raster.labels import open_labels
 from engine.raster.scene import open_scene
 from engine.raster.spectra import match_bands
@@ -161,7 +162,8 @@ def _predict_hyperkd(
         rough = predict_samples(model, test).argmax(dim=1)
     exact = predict_samples(model, test).argmax(dim=1)
     facts = {
-        "gate": trained.context.gate,
+        "heads_share": trained.heads.choice.gate,
+        "encoder_gate": trained.context.choice.gate,
         "epochs": trained.spectral.best_epoch + 1,
         "bfloat16_changed": int((rough != exact).sum()),
     }
@@ -209,8 +211,20 @@ def run(data: Data, deals: list[str], seeds: int, results: Path) -> dict[str, An
                 }
                 kept[key] = cell
                 results.write_text(json.dumps(kept))
-                logger.info("%s: %.0f s, %s", key, time.monotonic() - start_s, cell["HyperKD"])
+                logger.info("%s: %.0f s, %s", key, time.monotonic() - start_s, _facts(cell))
     return kept
+
+
+def _facts(cell: dict[str, Any]) -> str:
+    """How a finished training went, for the log."""
+    ours = cell["HyperKD"]
+    right = {
+        name: float(np.mean(np.equal(found["label"], found["map"]))) for name, found in cell.items()
+    }
+    return (
+        f"heads' share {ours['heads_share']}, encoder's gate {ours['encoder_gate']}; correct: "
+        + ", ".join(f"{name} {share:.2f}" for name, share in right.items())
+    )
 
 
 def summarise(kept: dict[str, Any], deal: str, seeds: int) -> dict[str, dict[str, Any]]:
@@ -228,7 +242,8 @@ def summarise(kept: dict[str, Any], deal: str, seeds: int) -> dict[str, dict[str
             "recall": np.mean([score.recall for score in scores], axis=0).round(4).tolist(),
         }
     ours = [cell["HyperKD"] for folds in cells for cell in folds]
-    summary["HyperKD"]["gates"] = [cell["gate"] for cell in ours]
+    for fact in ("heads_share", "encoder_gate"):
+        summary["HyperKD"][fact] = [cell[fact] for cell in ours]
     summary["HyperKD"]["bfloat16_changed_px"] = sum(cell["bfloat16_changed"] for cell in ours)
     return summary
 

@@ -144,8 +144,8 @@ def train_classifier(request: Request, feedback: Feedback) -> dict[str, Any]:
     )
     _tell_training(trained, feedback)
 
-    feedback.raise_if_cancelled()
     feedback.progress(0.95, "Saving the model")
+    feedback.raise_if_cancelled()
     info = _describe(request, scenes, bands, classes, samples, trained)
     output = save_package(request.output, info, trained.model.state_dict())
     result: dict[str, Any] = {"output": str(output), **_scores(trained)}
@@ -274,12 +274,16 @@ def _tell_samples(samples: Samples, classes: Sequence[LabelClass], feedback: Fee
 
 def _tell_training(trained: TrainedClassifier, feedback: Feedback) -> None:
     """Say what the encoder adds, and how good the model is where it was not trained."""
-    gate = trained.context.gate
+    share, gate = trained.heads.choice.gate, trained.context.choice.gate
     feedback.info(
-        f"The encoder adds with a weight of {gate:g}: held-out blocks confirmed it."
+        f"Small networks have a share of {share:.0%} in the answer from the spectrum, a linear "
+        "layer the rest: best on blocks held out within the training."
+    )
+    feedback.info(
+        f"The encoder adds with a weight of {gate:g}: these blocks confirmed it."
         if gate > 0
-        else "The encoder adds nothing: held-out blocks did not confirm that it helps. "
-        "The model classifies each pixel by its spectrum."
+        else "The encoder adds nothing: these blocks did not confirm that it helps. The model "
+        "classifies each pixel by its spectrum."
     )
     if trained.scores is None:
         feedback.warning("No pixel was held out, so the accuracy is not known.")
@@ -350,9 +354,8 @@ def _training_facts(
 ) -> dict[str, Any]:
     """How the model was trained, and the request that trains it again."""
     held_out = torch.from_numpy(trained.held_out)
-    without_loss, without_accuracy = trained.context.without
     facts = {
-        "request": json.loads(request.model_dump_json(exclude_none=True)),
+        "request": _shareable(request),
         "labelled_pixels": len(samples.chip),
         "held_out_pixels": int((held_out & samples.pure).sum()),
         "blocks": samples.num_places,
@@ -362,13 +365,31 @@ def _training_facts(
             for item, count in zip(classes, samples.class_pixels(), strict=True)
         },
         "epochs": trained.spectral.best_epoch + 1,
-        "encoder_gate": trained.context.gate,
-        "cross_validated_loss": without_loss,
-        "cross_validated_balanced_accuracy": without_accuracy,
+        "heads_share": trained.heads.choice.gate,
+        "encoder_gate": trained.context.choice.gate,
+        "cross_validated": {
+            "linear": trained.heads.choice.without[1],
+            "with_heads": trained.context.choice.without[1],
+        },
         "baselines": {name: scores.balanced_accuracy for name, scores in trained.baselines.items()},
         "bfloat16_agreement": bfloat16_agreement(trained.model, samples),
     }
     return facts
+
+
+def _shareable(request: Request) -> dict[str, Any]:
+    """The request with file names instead of paths: packages are passed on to others."""
+
+    def name_only(source: Any) -> Any:
+        return (
+            [name_only(item) for item in source] if isinstance(source, list) else Path(source).name
+        )
+
+    values: dict[str, Any] = json.loads(request.model_dump_json(exclude_none=True))
+    for key in ("input", "training", "output", "report", "backbone", "bands"):
+        if key in values:
+            values[key] = name_only(values[key])
+    return values
 
 
 def _training_area(scenes: Sequence[Scene]) -> tuple[float, float, float, float] | None:

@@ -15,9 +15,9 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from engine.models.spectral import SpectralHeads, SpectralPath
 from engine.models.transformer import Block, init_transformer, sincos_positions
 
-BRIGHTNESS_MIN = 1e-4  # below this length a spectrum has no direction worth dividing by
 POINTWISE_TILE_PX = 512  # any size would do when no pixel sees another; this one keeps caches warm
 
 
@@ -151,8 +151,12 @@ class ClassifierConfig:
     Args:
         in_channels: C, bands.
         num_classes: K.
-        encoder_gate: how much of the encoder's logits is added, 0 to 1. It is chosen on held-out
+        heads_share: share of the small networks in the answer from the pixel alone, 0 to 1; the
+            rest is the linear path's. Chosen on held-out places; at 0 they are not computed.
+        encoder_gate: how much of the encoder's logits is added to it, 0 to 1. Chosen on held-out
             places; at 0 the encoder is not computed at all.
+        heads: number of small networks.
+        heads_hidden: their width.
         chip_px: side of the chips that the encoder was trained on.
         halo_px: margin of a chip that is blended with its neighbours.
         head_channels: width of the convolutional head.
@@ -164,7 +168,10 @@ class ClassifierConfig:
 
     in_channels: int
     num_classes: int
+    heads_share: float = 0.0
     encoder_gate: float = 0.0
+    heads: int = 4
+    heads_hidden: int = 64
     chip_px: int = 20
     halo_px: int = 4
     head_channels: int = 64
@@ -178,8 +185,14 @@ class ClassifierConfig:
     def __post_init__(self) -> None:
         if self.num_classes < 2:
             raise ValueError(f"A classifier needs two classes or more, not {self.num_classes}.")
-        if not 0.0 <= self.encoder_gate <= 1.0:
-            raise ValueError(f"The encoder's gate is a share, not {self.encoder_gate}.")
+        for name, share in (
+            ("encoder's gate", self.encoder_gate),
+            ("heads' share", self.heads_share),
+        ):
+            if not 0.0 <= share <= 1.0:
+                raise ValueError(f"The {name} is a share from 0 to 1, not {share}.")
+        if min(self.heads, self.heads_hidden, self.head_channels) < 1:
+            raise ValueError("A classifier needs at least one head of at least one channel.")
         if not 0 <= 2 * self.halo_px < self.chip_px:
             raise ValueError(
                 f"A chip of {self.chip_px} px has no core inside a halo of {self.halo_px} px."
@@ -198,79 +211,6 @@ class ClassifierConfig:
             self.mlp_ratio,
             self.dropout,
         )
-
-
-class SpectralPath(nn.Module):
-    """A linear layer on two views of each pixel's spectrum.
-
-    The first view is the reflectance, the second the spectrum at unit length, which brightness
-    and shade leave alone; both standardised by the training pixels. Computed in float32 always:
-    it is a small part of the work, and bfloat16's three digits would move class borders.
-    """
-
-    band_mean: Tensor
-    band_std: Tensor
-    unit_mean: Tensor
-    unit_std: Tensor
-
-    def __init__(self, in_channels: int, num_classes: int) -> None:
-        super().__init__()
-        self.register_buffer("band_mean", torch.zeros(in_channels))
-        self.register_buffer("band_std", torch.ones(in_channels))
-        self.register_buffer("unit_mean", torch.zeros(in_channels))
-        self.register_buffer("unit_std", torch.ones(in_channels))
-        self.weight = nn.Parameter(torch.zeros(num_classes, 2 * in_channels))
-        self.bias = nn.Parameter(torch.zeros(num_classes))
-
-    @torch.no_grad()
-    def fit_views(self, spectra: Tensor, weight: Tensor) -> None:
-        """Set the normalisation from training pixels.
-
-        Args:
-            spectra: (N, C) reflectance.
-            weight: (N,) how much each counts, not all 0.
-        """
-        unit = unit_length(spectra, dim=1)
-        for values, mean, std in (
-            (spectra, self.band_mean, self.band_std),
-            (unit, self.unit_mean, self.unit_std),
-        ):
-            share = (weight / weight.sum()).to(values)[:, None]
-            mean.copy_((share * values).sum(dim=0))
-            spread = (share * (values - mean).square()).sum(dim=0).sqrt()
-            # A band that never changes tells nothing, and must not divide by 0.
-            std.copy_(torch.where(spread > 1e-6 * (1 + mean.abs()), spread, 1.0))
-
-    def views(self, spectra: Tensor) -> Tensor:
-        """Both standardised views of (N, C) spectra, side by side: (N, 2 C)."""
-        band = (spectra - self.band_mean) / self.band_std
-        unit = (unit_length(spectra, dim=1) - self.unit_mean) / self.unit_std
-        return torch.cat([band, unit], dim=1)
-
-    def forward(self, reflectance: Tensor) -> Tensor:
-        """(B, C, H, W) reflectance to (B, K, H, W) logits, equal to ``views`` times the weights.
-
-        The standardisation is folded into the weights, so the pixels are read once for both
-        views: A r + (B r) / |r| + c.
-        """
-        b, c, h, w = reflectance.shape
-        with torch.autocast(reflectance.device.type, enabled=False):
-            band_weight, unit_weight = self.weight[:, :c].float(), self.weight[:, c:].float()
-            band_weight = band_weight / self.band_std
-            unit_weight = unit_weight / self.unit_std
-            offset = self.bias - band_weight @ self.band_mean - unit_weight @ self.unit_mean
-            pixels = reflectance.float().reshape(b, c, h * w)
-            both = torch.cat([band_weight, unit_weight]) @ pixels
-            band, unit = both.chunk(2, dim=1)
-            length = torch.linalg.vector_norm(pixels, dim=1, keepdim=True)
-            logits: Tensor = band + unit / length.clamp_min(BRIGHTNESS_MIN) + offset[:, None]
-        return logits.reshape(b, -1, h, w)
-
-
-def unit_length(spectra: Tensor, dim: int) -> Tensor:
-    """Divide spectra by their length; those too dark to have a direction stay short."""
-    length: Tensor = torch.linalg.vector_norm(spectra, dim=dim, keepdim=True)
-    return spectra / length.clamp_min(BRIGHTNESS_MIN)
 
 
 class ConvHead(nn.Module):
@@ -307,8 +247,9 @@ class ConvHead(nn.Module):
 
 
 class HyperKDClassifier(nn.Module):
-    """Land cover of each pixel: spectral path + gate * head(encoder, spectra).
+    """Land cover of each pixel: pixel logits + gate * head(encoder, spectra).
 
+    The pixel logits are a mixture of a linear path and small networks on the pixel's spectrum.
     Owns its normalisation (buffers of the spectral path), so the same spectrum gives the same
     answer whatever chip it comes in.
     """
@@ -317,6 +258,9 @@ class HyperKDClassifier(nn.Module):
         super().__init__()
         self.config = config
         self.spectral = SpectralPath(config.in_channels, config.num_classes)
+        self.heads = SpectralHeads(
+            config.in_channels, config.num_classes, config.heads, config.heads_hidden
+        )
         self.encoder = HyperKDEncoder(config.encoder)
         self.head = ConvHead(config)
 
@@ -352,10 +296,22 @@ class HyperKDClassifier(nn.Module):
             (B, K, h, w) float32 logits; meaningless where not valid.
         """
         reflectance = reflectance.masked_fill(~valid[:, None], 0.0)
-        logits: Tensor = self.spectral(reflectance)
+        logits = self.pixel_logits(reflectance)
         if self.config.encoder_gate > 0:
             logits = logits + self.config.encoder_gate * self.context(reflectance, valid)
         return logits
+
+    def pixel_logits(self, reflectance: Tensor) -> Tensor:
+        """The answer from each pixel alone: (B, K, h, w) float32 logits."""
+        share = self.config.heads_share
+        if share == 0:
+            linear: Tensor = self.spectral(reflectance)
+            return linear
+        mean = self.heads.mean_map(reflectance, self.spectral)
+        if share == 1:
+            return mean
+        mixed: Tensor = torch.lerp(self.spectral(reflectance), mean, share)
+        return mixed
 
     def context(self, reflectance: Tensor, valid: Tensor) -> Tensor:
         """The encoder's share before the gate: (B, K, h, w) float32 logits.

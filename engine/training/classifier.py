@@ -16,6 +16,7 @@ from engine.feedback import Feedback, StepFeedback
 from engine.models.hyperkd import ClassifierConfig, HyperKDClassifier
 from engine.training.baselines import fit_baselines
 from engine.training.context_fit import ContextFit, ContextSettings, fit_context
+from engine.training.heads_fit import HeadsFit, HeadsSettings, fit_heads
 from engine.training.metrics import ConfusionScores, Scores
 from engine.training.places import hold_out, place_folds
 from engine.training.samples import Samples
@@ -38,6 +39,7 @@ class TrainingSettings:
         folds: of the other places, for early stopping and the gate.
         seed: of everything that is drawn.
         spectral: see there.
+        heads: see there.
         context: see there.
     """
 
@@ -45,6 +47,7 @@ class TrainingSettings:
     folds: int = 4
     seed: int = 0
     spectral: SpectralSettings = field(default_factory=SpectralSettings)
+    heads: HeadsSettings = field(default_factory=HeadsSettings)
     context: ContextSettings = field(default_factory=ContextSettings)
 
     @classmethod
@@ -55,6 +58,7 @@ class TrainingSettings:
             validation=validation,
             seed=seed,
             spectral=SpectralSettings(epochs=epochs),
+            heads=HeadsSettings(epochs=epochs),
             context=ContextSettings(
                 epochs=context, check_epochs=min(ContextSettings.check_epochs, context)
             ),
@@ -71,6 +75,7 @@ class TrainedClassifier:
         scores: on the pure pixels among them; None when nothing was held out.
         baselines: scores of the classical classifiers, by name.
         spectral: the linear path's fit.
+        heads: the small networks' fit.
         context: the encoder's fit.
     """
 
@@ -79,6 +84,7 @@ class TrainedClassifier:
     scores: Scores | None
     baselines: dict[str, Scores]
     spectral: SpectralFit
+    heads: HeadsFit
     context: ContextFit
 
 
@@ -93,10 +99,11 @@ def train_on_samples(
 ) -> TrainedClassifier:
     """Train on some places and score on the others.
 
-    1. Hold places out; nothing below sees them before step 4.
+    1. Hold places out; nothing below sees them before step 5.
     2. Fit the linear path; folds of the remaining places decide when to stop.
-    3. Train the encoder on top; the same folds decide how far its gate opens.
-    4. Score on the places held out, beside classical classifiers trained on the same pixels.
+    3. Train small networks on the spectra; the same folds decide their share beside it.
+    4. Train the encoder on top; the same folds decide how far its gate opens.
+    5. Score on the places held out, beside classical classifiers trained on the same pixels.
 
     Raises:
         LabelError: too few places to hold any out.
@@ -105,22 +112,33 @@ def train_on_samples(
     training = samples.subset(~torch.from_numpy(held_out))
     pixels = _training_pixels(training, settings, fabric.device)
     spectral = fit_spectral_path(
-        pixels, settings.spectral, settings.seed, StepFeedback(feedback, 0.0, 0.3)
+        pixels, settings.spectral, settings.seed, StepFeedback(feedback, 0.0, 0.15)
+    )
+    heads = fit_heads(
+        pixels,
+        training.place.to(fabric.device),
+        spectral,
+        settings.heads,
+        members=config.heads,
+        hidden=config.heads_hidden,
+        seed=settings.seed,
+        feedback=StepFeedback(feedback, 0.15, 0.5),
     )
     context = fit_context(
         training,
         pixels,
         spectral,
+        heads,
         config,
         settings.context,
         backbone=backbone,
         seed=settings.seed,
         fabric=fabric,
-        feedback=StepFeedback(feedback, 0.3, 0.9),
+        feedback=StepFeedback(feedback, 0.5, 0.9),
     )
     last = StepFeedback(feedback, 0.9, 1.0)
     scores, baselines = _score(context.model, training, samples, held_out, settings.seed, last)
-    return TrainedClassifier(context.model, held_out, scores, baselines, spectral, context)
+    return TrainedClassifier(context.model, held_out, scores, baselines, spectral, heads, context)
 
 
 def predict_samples(model: HyperKDClassifier, samples: Samples) -> Tensor:

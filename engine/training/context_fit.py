@@ -1,33 +1,27 @@
-"""Training the encoder and its head beside the linear path, and the gate that lets them in.
+"""Training the encoder and its head on top of the pixel's own answer, and the gate between.
 
 Neighbourhood teaches the place rather than the class when labels are few, so the encoder starts
-outside: for each fold of places it is trained without them on top of the linear path that has not
-seen them either, and asked about them. The gate opens only as far as these answers are better
-than the linear path's own, by more than chance over places and without costing accuracy.
+outside: for each fold of places it is trained without them, on top of pixel logits that have not
+seen them either, and asked about them. The gate opens as far as these answers confirm it.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
 from engine.feedback import Feedback, StepFeedback
-from engine.models.hyperkd import ClassifierConfig, HyperKDClassifier, SpectralPath
+from engine.models.hyperkd import ClassifierConfig, HyperKDClassifier
+from engine.training.gate import GateChoice, choose_gate, is_confirmed
+from engine.training.heads_fit import HeadsFit
 from engine.training.samples import Samples
-from engine.training.spectral_fit import (
-    HeldOutScore,
-    SpectralFit,
-    SpectralSettings,
-    TrainingPixels,
-    class_weights,
-)
+from engine.training.spectral_fit import SpectralFit, TrainingPixels, balanced_target
 
 GATES = (0.25, 0.5, 1.0)
-CONFIRMED_ERRORS = 2.0  # standard errors over places: 1 in 40 by chance for one comparison
 
 
 @dataclass(frozen=True)
@@ -55,46 +49,24 @@ class ContextSettings:
     noise: float = 0.03
 
 
-@dataclass(frozen=True)
-class GateScore:
-    """One gate at one epoch, on held-out places.
-
-    Args:
-        epoch: number of epochs trained.
-        gate: share of the encoder's logits that is added.
-        loss: mean over classes.
-        accuracy: balanced.
-        gain_errors: how many standard errors over places the loss is better than without.
-    """
-
-    epoch: int
-    gate: float
-    loss: float
-    accuracy: float
-    gain_errors: float
-
-
 @dataclass(frozen=True, eq=False)
 class ContextFit:
-    """The trained classifier and why its gate is where it is.
+    """The trained classifier and why the encoder's gate is where it is.
 
     Args:
-        model: with the gate set in its configuration, in evaluation mode.
-        gate: 0 when nothing was confirmed.
-        without: loss and balanced accuracy of the linear path on held-out places.
-        tried: all gates and epochs.
+        model: with heads' share and gate set in its configuration, in evaluation mode.
+        choice: the gate and its reasons.
     """
 
     model: HyperKDClassifier
-    gate: float
-    without: tuple[float, float]
-    tried: tuple[GateScore, ...]
+    choice: GateChoice
 
 
 def fit_context(
     samples: Samples,
     pixels: TrainingPixels,
     spectral: SpectralFit,
+    heads: HeadsFit,
     config: ClassifierConfig,
     settings: ContextSettings,
     *,
@@ -109,7 +81,8 @@ def fit_context(
         samples: chips and their labelled pixels.
         pixels: the same pixels with their folds.
         spectral: the linear path fitted on them.
-        config: of the classifier; its gate is ignored.
+        heads: the networks fitted on them.
+        config: of the classifier; its shares are ignored.
         settings: see there.
         backbone: weights of an encoder to start from.
         seed: of initial weights, batches and augmentation.
@@ -117,85 +90,58 @@ def fit_context(
         feedback: told the loss; asked for a cancel at every batch.
     """
     trainer = _Trainer(samples, pixels, settings, fabric)
-    runs = pixels.num_folds + 1
+    config = replace(
+        config, heads_share=heads.choice.gate, encoder_gate=1.0, dropout=settings.dropout
+    )
+    # With all labels in one place there is nothing to hold out, and the gate stays closed.
+    folds = pixels.num_folds if pixels.num_folds > 1 else 0
+    runs = folds + 1
     added: dict[int, Tensor] = {}
-    for fold in range(pixels.num_folds):
+    for fold in range(folds):
         part = StepFeedback(feedback, fold / runs, (fold + 1) / runs)
-        model = _start(spectral.path, config, settings, backbone, seed + fold)
-        _set_path(model, spectral, spectral.fold_weight[fold], spectral.fold_bias[fold])
+        model = _start(config, backbone, seed + fold, spectral, heads, fold)
         answers = trainer.train(model, fold, seed + fold, settings.epochs, part)
         members = pixels.fold == fold
         for epoch, logits in answers.items():
-            added.setdefault(epoch, torch.zeros_like(spectral.held_out))[members] = logits[members]
-    without, tried = _score_gates(pixels, samples.place.to(fabric.device), spectral.held_out, added)
-    confirmed = choose_gate(without, tried)
-    gate, epochs = (confirmed.gate, confirmed.epoch) if confirmed else (0.0, settings.epochs)
-    model = _start(spectral.path, config, settings, backbone, seed, gate)
-    _set_path(model, spectral, spectral.path.weight, spectral.path.bias)
-    last = StepFeedback(feedback, pixels.num_folds / runs, 1.0)
-    trainer.train(model, -1, seed, epochs, last)
-    return ContextFit(model.eval().cpu(), gate, without, tried)
-
-
-def choose_gate(without: tuple[float, float], tried: tuple[GateScore, ...]) -> GateScore | None:
-    """The gate with the lowest loss among those that held-out places confirm.
-
-    Args:
-        without: loss and accuracy of the linear path alone.
-        tried: the others.
-    """
-    confirmed = [
-        score
-        for score in tried
-        if score.gain_errors >= CONFIRMED_ERRORS and score.accuracy >= without[1]
-    ]
-    return min(confirmed, key=lambda score: score.loss, default=None)
-
-
-def _score_gates(
-    pixels: TrainingPixels, place: Tensor, base: Tensor, added: dict[int, Tensor]
-) -> tuple[tuple[float, float], tuple[GateScore, ...]]:
-    """Score the linear path and every gate at every epoch."""
-    score = HeldOutScore(pixels)
-    base_loss = score.pixel_loss(base)
-    _names, number = torch.unique(place, return_inverse=True)
-    tried = []
-    for epoch, logits in added.items():
-        for gate in GATES:
-            joined = base + gate * logits
-            gain = base_loss - score.pixel_loss(joined)
-            by_place = torch.zeros(len(_names), device=gain.device).index_add(0, number, gain)
-            error = by_place.std() * len(by_place) ** 0.5  # of the sum over places
-            errors = float(by_place.sum() / error.clamp_min(1e-9)) if len(by_place) > 1 else 0.0
-            tried.append(GateScore(epoch, gate, *score(joined), errors))
-    return score(base), tuple(tried)
+            added.setdefault(epoch, torch.zeros_like(heads.held_out))[members] = logits[members]
+    place = samples.place.to(fabric.device)
+    choice = choose_gate(pixels, place, heads.held_out, added, GATES, settings.epochs, is_confirmed)
+    config = replace(config, encoder_gate=choice.gate)
+    model = _start(config, backbone, seed, spectral, heads, None)
+    last = StepFeedback(feedback, folds / runs, 1.0)
+    trainer.train(model, None, seed, choice.epochs, last)
+    return ContextFit(model.eval().cpu(), choice)
 
 
 def _start(
-    path: SpectralPath,
     config: ClassifierConfig,
-    settings: ContextSettings,
     backbone: dict[str, Tensor] | None,
     seed: int,
-    gate: float = 1.0,
+    spectral: SpectralFit,
+    heads: HeadsFit,
+    fold: int | None,
 ) -> HyperKDClassifier:
-    """A classifier with fresh weights, or with those of an encoder."""
-    values = {**vars(config), "encoder_gate": gate, "dropout": settings.dropout}
+    """A classifier whose pixel logits are fitted, without a fold or on all places (None).
+
+    Its encoder has fresh weights, or those of the backbone.
+    """
+    state = heads.state if fold is None else heads.fold_states[fold]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = HyperKDClassifier(ClassifierConfig(**values))
+        # A fold has fewer networks than the model.
+        model = HyperKDClassifier(replace(config, heads=len(state["bias1"])))
+    path = spectral.path
+    weight = path.weight if fold is None else spectral.fold_weight[fold]
+    bias = path.bias if fold is None else spectral.fold_bias[fold]
+    model.spectral.load_state_dict({**path.state_dict(), "weight": weight, "bias": bias})
+    model.spectral.requires_grad_(False)
+    model.heads.load_state_dict(state)
+    model.heads.requires_grad_(False)
     model.encoder.band_mean.copy_(path.band_mean)
     model.encoder.band_std.copy_(path.band_std)
     if backbone is not None:  # with the normalisation that it was trained with
         model.encoder.load_state_dict(backbone)
     return model
-
-
-def _set_path(model: HyperKDClassifier, fit: SpectralFit, weight: Tensor, bias: Tensor) -> None:
-    """Give the model a linear path that is not trained any more."""
-    state = {**fit.path.state_dict(), "weight": weight, "bias": bias}
-    model.spectral.load_state_dict(state)
-    model.spectral.requires_grad_(False)
 
 
 class _Trainer:
@@ -207,9 +153,7 @@ class _Trainer:
         self._samples = samples
         self._settings = settings
         self._fabric = fabric
-        weight = pixels.weight * torch.where(pixels.pure, SpectralSettings.pure_weight, 1.0)
-        balance = class_weights(pixels.shares, weight, SpectralSettings.class_balance)
-        target = pixels.shares * balance * weight[:, None]
+        target = balanced_target(pixels)
         n, _c, p, _p = samples.reflectance.shape
         where = samples.chip, samples.row, samples.col
         # Targets as maps beside the chips, 0 where there is no label: (N, P, P, K).
@@ -219,9 +163,14 @@ class _Trainer:
         self._fold[where] = pixels.fold.cpu()
 
     def train(
-        self, model: HyperKDClassifier, fold: int, seed: int, epochs: int, feedback: Feedback
+        self,
+        model: HyperKDClassifier,
+        fold: int | None,
+        seed: int,
+        epochs: int,
+        feedback: Feedback,
     ) -> dict[int, Tensor]:
-        """Train on all places outside a fold (-1: on all).
+        """Train on all places outside a fold (None: on all).
 
         Returns:
             by number of epochs: (M, K) logits that the encoder adds to all labelled pixels, on
@@ -229,7 +178,9 @@ class _Trainer:
         """
         settings = self._settings
         device = self._fabric.device
-        target = self._target * (self._fold != fold)[..., None]
+        target = self._target
+        if fold is not None:
+            target = target * (self._fold != fold)[..., None]
         chips = torch.nonzero(target.flatten(1).sum(dim=1)).flatten()
         trained = [*model.encoder.parameters(), *model.head.parameters()]
         optimiser = torch.optim.AdamW(trained, lr=settings.lr, weight_decay=settings.weight_decay)
@@ -255,7 +206,7 @@ class _Trainer:
                     schedule.step()
                     loss += float(batch_loss.detach()) * len(index) / len(order)
                 feedback.progress(epoch / epochs, f"Encoder, epoch {epoch}: loss {loss:.3f}")
-                if fold >= 0 and epoch % settings.check_epochs == 0:
+                if fold is not None and epoch % settings.check_epochs == 0:
                     answers[epoch] = self._added(wrapped, feedback)
         return answers
 
@@ -279,7 +230,7 @@ class _Trainer:
         chips, valid, target = chips.to(device), valid.to(device), target.to(device)
         chips = chips.masked_fill(~valid[:, None], 0.0)
         with torch.no_grad():
-            base = model.spectral(chips)
+            base = model.pixel_logits(chips)
         logits = base + wrapped.context(chips, valid)  # type: ignore[operator]
         loss: Tensor = -(target * logits.log_softmax(dim=1).permute(0, 2, 3, 1)).sum()
         return loss / len(index)

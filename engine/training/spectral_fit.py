@@ -14,7 +14,12 @@ import torch
 from torch import Tensor
 
 from engine.feedback import Feedback
-from engine.models.hyperkd import SpectralPath
+from engine.models.spectral import SpectralPath
+
+# Halfway between classes as frequent as they are (0) and classes that all weigh the same (1).
+CLASS_BALANCE = 0.5
+# A pure pixel weighs so much more than a mixed one of equal area: maps are scored on them.
+PURE_WEIGHT = 6.0
 
 
 @dataclass(frozen=True)
@@ -28,8 +33,6 @@ class SpectralSettings:
         batch_px: pixels a step.
         lr: of AdamW.
         weight_decay: of AdamW.
-        class_balance: 0 leaves the classes as frequent as they are, 1 makes them weigh the same.
-        pure_weight: how much more a pure pixel weighs than a mixed one.
         brightness: spread of the factor that augmentation multiplies a spectrum by.
         noise: spread of the noise that augmentation adds, in spreads of the band.
     """
@@ -40,8 +43,6 @@ class SpectralSettings:
     batch_px: int = 2048
     lr: float = 3e-3
     weight_decay: float = 1e-2
-    class_balance: float = 0.5
-    pure_weight: float = 6.0
     brightness: float = 0.03
     noise: float = 0.03
 
@@ -144,6 +145,37 @@ def fit_spectral_path(
     return stack.best(tuple(curve), best_epoch)
 
 
+def balanced_target(pixels: TrainingPixels) -> Tensor:
+    """(M, K) shares with the weights of pixel and class, 1 a pixel on average."""
+    weight = pixels.weight * torch.where(pixels.pure, PURE_WEIGHT, 1.0)
+    balance = class_weights(pixels.shares, weight, CLASS_BALANCE)
+    target = pixels.shares * balance * weight[:, None]
+    weighted: Tensor = target / target.sum() * len(target)
+    return weighted
+
+
+def augmented(
+    spectra: Tensor,
+    band_std: Tensor,
+    brightness: float,
+    noise: float,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Other light on the same ground, and a noisier sensor.
+
+    Args:
+        spectra: (N, C) reflectance.
+        band_std: (C,) spread of each band.
+        brightness: spread of the factor on each spectrum.
+        noise: spread of the noise, in spreads of the band.
+        generator: on the device of the spectra; None for the global one.
+    """
+    device = spectra.device
+    factor = torch.randn(len(spectra), 1, generator=generator, device=device)
+    grain = torch.randn(spectra.shape, generator=generator, device=device)
+    return spectra * (1 + brightness * factor) + noise * band_std * grain
+
+
 def class_weights(shares: Tensor, weight: Tensor, balance: float) -> Tensor:
     """(K,) weights that make classes count alike to the degree ``balance``, 1 on average."""
     mass = (shares * weight[:, None]).sum(dim=0).clamp_min(1e-6)
@@ -208,10 +240,7 @@ class _Stack:
         seen = torch.arange(folds + 1, device=device)[:, None] != pixels.fold[None]
         if folds == 1:  # all in one place: there is nothing to hold out
             seen[:] = True
-        weight = pixels.weight * torch.where(pixels.pure, settings.pure_weight, 1.0)
-        balance = class_weights(pixels.shares, weight, settings.class_balance)
-        target = pixels.shares * balance * weight[:, None]
-        self._target = target / target.sum() * len(target)
+        self._target = balanced_target(pixels)
         self._seen = seen.float()
         self.keep(torch.zeros_like(pixels.shares))
 
@@ -226,7 +255,14 @@ class _Stack:
         )  # fmt: skip
         total = 0.0
         for index in torch.split(order, min(settings.batch_px, count)):
-            views = self._path.views(self._augmented(self._pixels.spectra[index], generator))
+            spectra = augmented(
+                self._pixels.spectra[index],
+                self._path.band_std,
+                settings.brightness,
+                settings.noise,
+                generator,
+            )
+            views = self._path.views(spectra)
             logits = torch.einsum("nd,fdk->fnk", views, self._weight) + self._bias
             loss = -(self._target[index] * logits.log_softmax(dim=2)).sum(dim=2)
             loss = (loss * self._seen[:, index]).sum(dim=1) / len(index)
@@ -259,11 +295,3 @@ class _Stack:
         return SpectralFit(
             self._path, weight[:-1].mT.contiguous(), bias[:-1, 0], held_out, curve, best_epoch
         )
-
-    def _augmented(self, spectra: Tensor, generator: torch.Generator) -> Tensor:
-        """Other light on the same ground, and a noisier sensor."""
-        settings = self._settings
-        factor = torch.randn(len(spectra), 1, generator=generator, device=spectra.device)
-        noise = torch.randn(spectra.shape, generator=generator, device=spectra.device)
-        brighter = spectra * (1 + settings.brightness * factor)
-        return brighter + settings.noise * self._path.band_std * noise

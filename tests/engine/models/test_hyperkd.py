@@ -6,10 +6,10 @@ from engine.models.hyperkd import (
     EncoderConfig,
     HyperKDClassifier,
     HyperKDEncoder,
-    SpectralPath,
     d512,
     vit_b,
 )
+from engine.models.spectral import SpectralPath
 
 BANDS, CLASSES = 12, 3
 
@@ -34,13 +34,15 @@ def chips(batch=2, height=7, width=5, seed=0):
     return reflectance, torch.ones(batch, height, width, dtype=torch.bool)
 
 
+@pytest.mark.parametrize("share", [0.0, 0.5])
 @pytest.mark.parametrize("gate", [0.0, 0.5])
 @pytest.mark.parametrize("patch_px", [1, 2, 4])
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (7, 5), (12, 12)])
 @torch.inference_mode()
-def test_any_size_gives_logits_for_each_pixel(gate, patch_px, size):
+def test_any_size_gives_logits_for_each_pixel(share, gate, patch_px, size):
     reflectance, valid = chips(2, *size)
-    logits = classifier(encoder_gate=gate, patch_px=patch_px)(reflectance, valid)
+    model = classifier(heads_share=share, encoder_gate=gate, patch_px=patch_px)
+    logits = model(reflectance, valid)
     assert logits.shape == (2, CLASSES, *size)
     assert logits.isfinite().all()
 
@@ -84,7 +86,7 @@ def test_tokens_without_a_valid_pixel_are_not_attended_to():
 
 @torch.inference_mode()
 def test_with_the_gate_closed_no_pixel_sees_another():
-    model = classifier(encoder_gate=0.0)
+    model = classifier(encoder_gate=0.0, heads_share=0.5)
     reflectance, valid = chips(1, 6, 5)
     whole = model(reflectance, valid)
     alone = model(reflectance[..., 2:3, 3:4], valid[..., 2:3, 3:4])
@@ -121,6 +123,29 @@ def test_the_folded_spectral_path_equals_its_definition():
     expected = model.spectral.views(spectra) @ model.spectral.weight.T + model.spectral.bias
     found = model(reflectance, valid)[0].flatten(1).T
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@torch.inference_mode()
+def test_the_answer_from_the_pixel_is_a_mixture_of_line_and_networks():
+    reflectance, valid = chips(1, 4, 3)
+    line, mixture, networks = (
+        classifier(heads_share=share)(reflectance, valid) for share in (0.0, 0.25, 1.0)
+    )
+    torch.testing.assert_close(mixture, 0.75 * line + 0.25 * networks, rtol=1e-4, atol=1e-4)
+
+
+@torch.inference_mode()
+def test_the_networks_answer_is_their_mean_for_any_number_of_pixels(monkeypatch):
+    model = classifier(heads_share=1.0)
+    reflectance, valid = chips(2, 7, 5)
+    spectra = reflectance.permute(0, 2, 3, 1).reshape(-1, BANDS)
+    expected = model.heads(model.spectral.views(spectra)).mean(dim=0)
+    found = model(reflectance, valid).permute(0, 2, 3, 1).reshape(-1, CLASSES)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    monkeypatch.setattr("engine.models.spectral.CHUNK_PX", 16)
+    torch.testing.assert_close(
+        model(reflectance, valid).permute(0, 2, 3, 1), found.unflatten(0, (2, 7, 5))
+    )
 
 
 @torch.inference_mode()
@@ -194,6 +219,8 @@ def test_encoder_tensors_are_named_as_in_public_vits():
         ({"dropout": 1.0}, "Dropout"),
         ({"num_classes": 1}, "two classes"),
         ({"encoder_gate": 1.5}, "gate"),
+        ({"heads_share": -0.1}, "share"),
+        ({"heads": 0}, "at least one head"),
         ({"chip_px": 8, "halo_px": 4}, "no core"),
     ],
 )

@@ -162,7 +162,7 @@ def test_labels_that_are_not_there_are_named(tmp_path, scene):
 
 @pytest.mark.parametrize(
     ("value", "expected"),
-    [(3, 3), (3.0, 3), (" roof ", "roof"), ("", None), (float("nan"), None), (None, None), (0, None)],
+    [(3, 3), (3.0, 3), (" roof ", "roof"), ("", None), (np.nan, None), (None, None), (0, None)],
 )  # fmt: skip
 def test_field_values_have_one_form(value, expected):
     assert as_field_value(value) == expected

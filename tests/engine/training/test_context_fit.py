@@ -5,16 +5,24 @@ from lightning_fabric import Fabric
 from engine.errors import CancelledError
 from engine.feedback import SilentFeedback
 from engine.models.hyperkd import ClassifierConfig
-from engine.training.context_fit import ContextSettings, GateScore, choose_gate, fit_context
+from engine.training.context_fit import ContextSettings, fit_context
+from engine.training.heads_fit import HeadsSettings, fit_heads
 from engine.training.spectral_fit import SpectralSettings, fit_spectral_path
 from tests.engine.training.made_samples import BANDS, CHIP_PX, made_samples
 from tests.engine.training.test_spectral_fit import Recorder, pixels_of
 
 CONFIG = ClassifierConfig(
     in_channels=BANDS, num_classes=3, chip_px=CHIP_PX, halo_px=1, embed_dim=8, depth=1,
-    num_heads=2, head_channels=4, patch_px=2,
+    num_heads=2, head_channels=4, patch_px=2, heads=2, heads_hidden=8,
 )  # fmt: skip
 QUICK = ContextSettings(epochs=2, check_epochs=1, batch_chips=4)
+
+
+def heads_of(samples, pixels, spectral):
+    return fit_heads(
+        pixels, samples.place, spectral, HeadsSettings(epochs=2, check_epochs=1),
+        members=2, hidden=8, seed=0, feedback=SilentFeedback(),
+    )  # fmt: skip
 
 
 def fit(seed=0, backbone=None, settings=QUICK, feedback=None):
@@ -23,7 +31,7 @@ def fit(seed=0, backbone=None, settings=QUICK, feedback=None):
     spectral = fit_spectral_path(pixels, SpectralSettings(epochs=10), 0, SilentFeedback())
     fabric = Fabric(accelerator="cpu", devices=1)
     found = fit_context(
-        samples, pixels, spectral, CONFIG, settings,
+        samples, pixels, spectral, heads_of(samples, pixels, spectral), CONFIG, settings,
         backbone=backbone, seed=seed, fabric=fabric, feedback=feedback or SilentFeedback(),
     )  # fmt: skip
     return found, spectral
@@ -51,7 +59,7 @@ def test_the_linear_path_of_the_model_is_the_one_that_was_fitted():
 
 def test_every_gate_is_tried_at_every_check():
     found, _spectral = fit()
-    assert {(score.epoch, score.gate) for score in found.tried} == {
+    assert {(score.epoch, score.gate) for score in found.choice.tried} == {
         (epoch, gate) for epoch in (1, 2) for gate in (0.25, 0.5, 1.0)
     }
 
@@ -72,23 +80,6 @@ def test_cancel_is_heard_between_batches():
         fit(feedback=Recorder(cancel_after=2))
 
 
-def score(loss, accuracy, gain_errors, gate=0.5):
-    return GateScore(5, gate, loss, accuracy, gain_errors)
-
-
-def test_the_gate_stays_closed_when_the_gain_could_be_chance():
-    assert choose_gate((0.5, 0.8), (score(0.45, 0.9, 1.9),)) is None
-
-
-def test_the_gate_stays_closed_when_accuracy_is_lost():
-    assert choose_gate((0.5, 0.8), (score(0.45, 0.79, 5.0),)) is None
-
-
-def test_the_gate_opens_to_the_lowest_confirmed_loss():
-    tried = (score(0.45, 0.8, 2.5, 0.25), score(0.44, 0.8, 2.0, 0.5), score(0.3, 0.7, 9.0, 1.0))
-    assert choose_gate((0.5, 0.8), tried) == tried[1]
-
-
 def test_held_out_places_open_the_gate_when_the_neighbourhood_tells_the_class():
     """The class of a pixel is the brightness of its neighbour: no spectrum shows it."""
     generator = torch.Generator().manual_seed(0)
@@ -106,15 +97,15 @@ def test_held_out_places_open_the_gate_when_the_neighbourhood_tells_the_class():
     spectral = fit_spectral_path(pixels, SpectralSettings(epochs=10), 0, SilentFeedback())
     config = ClassifierConfig(
         in_channels=BANDS, num_classes=2, chip_px=CHIP_PX, halo_px=1, embed_dim=16, depth=1,
-        num_heads=2, head_channels=16, patch_px=1,
+        num_heads=2, head_channels=16, patch_px=1, heads=2, heads_hidden=8,
     )  # fmt: skip
     found = fit_context(
-        samples, pixels, spectral, config,
+        samples, pixels, spectral, heads_of(samples, pixels, spectral), config,
         ContextSettings(epochs=30, check_epochs=10, batch_chips=4, lr=1e-2, dropout=0.0),
         backbone=None, seed=0, fabric=Fabric(accelerator="cpu", devices=1),
         feedback=SilentFeedback(),
     )  # fmt: skip
-    assert found.gate > 0
-    assert found.model.config.encoder_gate == found.gate
-    best = min(found.tried, key=lambda tried: tried.loss)
-    assert best.accuracy > found.without[1] + 0.1
+    assert found.choice.gate > 0
+    assert found.model.config.encoder_gate == found.choice.gate
+    best = min(found.choice.tried, key=lambda tried: tried.loss)
+    assert best.accuracy > found.choice.without[1] + 0.1

@@ -1,0 +1,147 @@
+"""The classifier's answer from the pixel alone: a linear path, and small networks beside it.
+
+Both see the same two views of a spectrum: its reflectance, and the spectrum at unit length, which
+brightness and shade leave alone; both standardised by the training pixels.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+BRIGHTNESS_MIN = 1e-4  # below this length a spectrum has no direction worth dividing by
+CHUNK_PX = 8192  # hidden values of so many pixels stay in a CPU's cache
+
+
+class SpectralPath(nn.Module):
+    """A linear layer on both views of each pixel's spectrum, whose standardisation it owns.
+
+    Computed in float32 always: it is a small part of the work, and bfloat16's three digits would
+    move class borders.
+    """
+
+    band_mean: Tensor
+    band_std: Tensor
+    unit_mean: Tensor
+    unit_std: Tensor
+
+    def __init__(self, in_channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.register_buffer("band_mean", torch.zeros(in_channels))
+        self.register_buffer("band_std", torch.ones(in_channels))
+        self.register_buffer("unit_mean", torch.zeros(in_channels))
+        self.register_buffer("unit_std", torch.ones(in_channels))
+        self.weight = nn.Parameter(torch.zeros(num_classes, 2 * in_channels))
+        self.bias = nn.Parameter(torch.zeros(num_classes))
+
+    @torch.no_grad()
+    def fit_views(self, spectra: Tensor, weight: Tensor) -> None:
+        """Set the normalisation from training pixels.
+
+        Args:
+            spectra: (N, C) reflectance.
+            weight: (N,) how much each counts, not all 0.
+        """
+        unit = unit_length(spectra, dim=1)
+        for values, mean, std in (
+            (spectra, self.band_mean, self.band_std),
+            (unit, self.unit_mean, self.unit_std),
+        ):
+            share = (weight / weight.sum()).to(values)[:, None]
+            mean.copy_((share * values).sum(dim=0))
+            spread = (share * (values - mean).square()).sum(dim=0).sqrt()
+            # A band that never changes tells nothing, and must not divide by 0.
+            std.copy_(torch.where(spread > 1e-6 * (1 + mean.abs()), spread, 1.0))
+
+    def views(self, spectra: Tensor) -> Tensor:
+        """Both standardised views of (N, C) spectra, side by side: (N, 2 C)."""
+        band = (spectra - self.band_mean) / self.band_std
+        unit = (unit_length(spectra, dim=1) - self.unit_mean) / self.unit_std
+        return torch.cat([band, unit], dim=1)
+
+    def forward(self, reflectance: Tensor) -> Tensor:
+        """(B, C, H, W) reflectance to (B, K, H, W) logits, equal to ``views`` times the weights.
+
+        The standardisation is folded into the weights, so the pixels are read once for both
+        views: A r + (B r) / |r| + c.
+        """
+        b, c, h, w = reflectance.shape
+        with torch.autocast(reflectance.device.type, enabled=False):
+            band_weight, unit_weight = self.weight[:, :c].float(), self.weight[:, c:].float()
+            band_weight = band_weight / self.band_std
+            unit_weight = unit_weight / self.unit_std
+            offset = self.bias - band_weight @ self.band_mean - unit_weight @ self.unit_mean
+            pixels = reflectance.float().reshape(b, c, h * w)
+            both = torch.cat([band_weight, unit_weight]) @ pixels
+            band, unit = both.chunk(2, dim=1)
+            length = torch.linalg.vector_norm(pixels, dim=1, keepdim=True)
+            logits: Tensor = band + unit / length.clamp_min(BRIGHTNESS_MIN) + offset[:, None]
+        return logits.reshape(b, -1, h, w)
+
+
+class SpectralHeads(nn.Module):
+    """Several small networks on both views of a spectrum; their mean is the answer.
+
+    All are one tensor with the network as its first axis, so that they train and answer in one
+    matrix product. Few labels make one such network erratic, and the mean of several much less.
+
+    Args:
+        in_channels: C, bands.
+        num_classes: K.
+        members: networks.
+        hidden: width of both hidden layers.
+        dropout: in training.
+    """
+
+    def __init__(
+        self, in_channels: int, num_classes: int, members: int, hidden: int, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.dropout = dropout
+        self.weight1 = _uniform(members, 2 * in_channels, hidden)
+        self.bias1 = nn.Parameter(torch.zeros(members, 1, hidden))
+        self.scale = nn.Parameter(torch.ones(members, 1, hidden))
+        self.shift = nn.Parameter(torch.zeros(members, 1, hidden))
+        self.weight2 = _uniform(members, hidden, hidden)
+        self.bias2 = nn.Parameter(torch.zeros(members, 1, hidden))
+        self.weight3 = _uniform(members, hidden, num_classes)
+        self.bias3 = nn.Parameter(torch.zeros(members, 1, num_classes))
+
+    def forward(self, views: Tensor) -> Tensor:
+        """(N, 2 C) standardised views to (members, N, K) logits."""
+        x = views @ self.weight1 + self.bias1
+        x = F.layer_norm(x, x.shape[-1:]) * self.scale + self.shift
+        x = F.dropout(F.gelu(x), self.dropout, self.training)
+        x = F.gelu(x @ self.weight2 + self.bias2)
+        logits: Tensor = F.dropout(x, self.dropout, self.training) @ self.weight3 + self.bias3
+        return logits.float()
+
+    def mean_map(self, reflectance: Tensor, path: SpectralPath) -> Tensor:
+        """Classify chips, some thousand pixels at a time.
+
+        Args:
+            reflectance: (B, C, H, W) float32.
+            path: that standardises the views.
+
+        Returns:
+            (B, K, H, W) float32 logits, the mean over the networks.
+        """
+        b, c, h, w = reflectance.shape
+        pixels = reflectance.permute(0, 2, 3, 1).reshape(b * h * w, c)
+        parts = [
+            self(path.views(part)).mean(dim=0) for part in torch.split(pixels, CHUNK_PX)
+        ]  # (n, K) each
+        return torch.cat(parts).reshape(b, h, w, -1).permute(0, 3, 1, 2)
+
+
+def _uniform(members: int, rows: int, cols: int) -> nn.Parameter:
+    """Initial weights as of a linear layer with ``rows`` inputs."""
+    bound = rows**-0.5
+    return nn.Parameter(torch.empty(members, rows, cols).uniform_(-bound, bound))
+
+
+def unit_length(spectra: Tensor, dim: int) -> Tensor:
+    """Divide spectra by their length; those too dark to have a direction stay short."""
+    length: Tensor = torch.linalg.vector_norm(spectra, dim=dim, keepdim=True)
+    return spectra / length.clamp_min(BRIGHTNESS_MIN)
