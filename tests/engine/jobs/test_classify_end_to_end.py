@@ -170,7 +170,7 @@ def test_the_map_is_what_the_model_says_of_the_whole_image(classified):
     expected = np.array(CLASS_VALUES)[probabilities.argmax(axis=0)]
     with rasterio.open(classified[1] / "map.tif") as dataset:
         classes = dataset.read(1)
-    assert len(np.unique(expected[valid])) == 3
+    assert len(np.unique(expected[valid])) > 1  # else the comparison would prove little
     np.testing.assert_array_equal(classes, np.where(valid, expected, 0))
 
 
