@@ -54,11 +54,16 @@ class SpectralPath(nn.Module):
             # A band that never changes tells nothing, and must not divide by 0.
             std.copy_(torch.where(spread > 1e-6 * (1 + mean.abs()), spread, 1.0))
 
+    @torch.no_grad()
     def views(self, spectra: Tensor) -> Tensor:
         """Both standardised views of (N, C) spectra, side by side: (N, 2 C)."""
-        band = (spectra - self.band_mean) / self.band_std
-        unit = (unit_length(spectra, dim=1) - self.unit_mean) / self.unit_std
-        return torch.cat([band, unit], dim=1)
+        c = spectra.shape[1]
+        both = spectra.new_empty(len(spectra), 2 * c)
+        unit = unit_length(spectra, dim=1)
+        # (x - mean) / std in one pass each, written where it belongs.
+        torch.addcmul(-self.band_mean / self.band_std, spectra, 1 / self.band_std, out=both[:, :c])
+        torch.addcmul(-self.unit_mean / self.unit_std, unit, 1 / self.unit_std, out=both[:, c:])
+        return both
 
     def forward(self, reflectance: Tensor) -> Tensor:
         """(B, C, H, W) reflectance to (B, K, H, W) logits, equal to ``views`` times the weights.
@@ -110,11 +115,17 @@ class SpectralHeads(nn.Module):
 
     def forward(self, views: Tensor) -> Tensor:
         """(N, 2 C) standardised views to (members, N, K) logits."""
-        x = views @ self.weight1 + self.bias1
-        x = F.layer_norm(x, x.shape[-1:]) * self.scale + self.shift
-        x = F.dropout(F.gelu(x), self.dropout, self.training)
-        x = F.gelu(x @ self.weight2 + self.bias2)
-        logits: Tensor = F.dropout(x, self.dropout, self.training) @ self.weight3 + self.bias3
+        members = len(self.weight1)
+        # One product for all networks: the views are by far the widest and are read once.
+        weight1 = self.weight1.transpose(0, 1).flatten(1)  # (2 C, members * hidden)
+        x = torch.addmm(self.bias1.flatten(), views, weight1)
+        x = x.reshape(len(views), members, -1)
+        x = F.layer_norm(x, x.shape[-1:]).transpose(0, 1)  # (members, N, hidden)
+        x = F.gelu(torch.addcmul(self.shift, x, self.scale))
+        x = F.dropout(x, self.dropout, self.training)
+        x = F.gelu(torch.baddbmm(self.bias2, x, self.weight2))
+        x = F.dropout(x, self.dropout, self.training)
+        logits = torch.baddbmm(self.bias3, x, self.weight3)
         return logits.float()
 
     def mean_map(self, reflectance: Tensor, path: SpectralPath) -> Tensor:
@@ -127,12 +138,16 @@ class SpectralHeads(nn.Module):
         Returns:
             (B, K, H, W) float32 logits, the mean over the networks.
         """
-        b, c, h, w = reflectance.shape
-        pixels = reflectance.permute(0, 2, 3, 1).reshape(b * h * w, c)
+        _b, _c, h, w = reflectance.shape
         parts = [
-            self(path.views(part)).mean(dim=0) for part in torch.split(pixels, CHUNK_PX)
-        ]  # (n, K) each
-        return torch.cat(parts).reshape(b, h, w, -1).permute(0, 3, 1, 2)
+            self(path.views(part.T.contiguous())).mean(dim=0).T  # (K, n)
+            for chip in reflectance.flatten(2)
+            for part in chip.split(CHUNK_PX, dim=1)
+        ]
+        per_chip = -(-h * w // CHUNK_PX)
+        chips = [torch.cat(parts[i : i + per_chip], dim=1) for i in range(0, len(parts), per_chip)]
+        stacked = torch.stack(chips)
+        return stacked.reshape(*stacked.shape[:2], h, w)
 
 
 def _uniform(members: int, rows: int, cols: int) -> nn.Parameter:
