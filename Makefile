@@ -22,7 +22,8 @@ export PYTHONUNBUFFERED := 1
 export PYTHONDONTWRITEBYTECODE := 1
 export HYPERKD_ENGINE_ENV := $(ENGINE_ENV)
 
-ENGINE_TESTS := $(ENGINE_PYTHON) -m pytest -q --junitxml=$(BUILD)/reports
+# One thread: the models of tests are so small that a second one only waits for the first.
+ENGINE_TESTS := OMP_NUM_THREADS=1 $(ENGINE_PYTHON) -m pytest -q --junitxml=$(BUILD)/reports
 
 .PHONY: help demo test test-engine test-qgis test-matrix check bench engine-python package \
 	install setup clean setup-engine setup-dev setup-qgis setup-qgis-tests \
@@ -50,7 +51,7 @@ check: setup-dev  ## Format, lint, types, spelling, tests without QGIS: under a 
 	$(ENGINE_PYTHON) -m ruff check .
 	$(ENGINE_PYTHON) -m mypy
 	$(ENGINE_ENV)/bin/codespell
-	@$(ENGINE_TESTS)/check.xml -m "not slow" tests/contract tests/engine
+	@$(ENGINE_TESTS)/check.xml -n auto -m "not slow" tests/contract tests/engine
 
 bench: setup-dev  ## Speed, memory and start-up of the engine; kept in build/bench
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$$(nproc)} $(ENGINE_PYTHON) -m benchmarks

@@ -27,6 +27,8 @@ export HOME="$work/home" XDG_RUNTIME_DIR="$work/run" TMPDIR="${TMPDIR:-/tmp}"
 unset XDG_DATA_HOME XDG_CONFIG_HOME XDG_CACHE_HOME QGIS_PLUGINPATH QGIS_CUSTOM_CONFIG_PATH
 export PYTHONPATH="$root/build/qgis-tests" PYTHONDONTWRITEBYTECODE=1 LANG=C.UTF-8
 export QT_QPA_PLATFORM=offscreen PYTEST_QT_API=pyqt5
+# The models of tests are so small that a second thread only waits for the first.
+export OMP_NUM_THREADS=1
 
 version=$(dpkg-query -W -f '${Version}' qgis 2> /dev/null || echo unknown)
 echo "[test] QGIS $version ($name), $(/usr/bin/python3 --version)"

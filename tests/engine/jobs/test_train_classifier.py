@@ -25,6 +25,8 @@ from tests.engine.conftest import BANDS, TRANSFORM
 from tests.engine.raster.test_labels import write_labels
 from tests.engine.raster.test_vector import pixel_box, write_layer
 
+pytestmark = pytest.mark.slow  # each test trains a classifier
+
 HEIGHT, WIDTH, PATCH = 36, 30, 6
 NAMES = ("wood", "roof", "lake")
 

@@ -80,6 +80,7 @@ def test_cancel_is_heard_between_batches():
         fit(feedback=Recorder(cancel_after=2))
 
 
+@pytest.mark.slow
 def test_held_out_places_open_the_gate_when_the_neighbourhood_tells_the_class():
     """The class of a pixel is the brightness of its neighbour: no spectrum shows it."""
     generator = torch.Generator().manual_seed(0)
