@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from engine.feedback import Feedback
-from engine.models.spectral import SpectralHeads
+from engine.models.spectral import CHUNK_PX, SpectralHeads
 from engine.training.gate import GateChoice, choose_gate, is_better
 from engine.training.spectral_fit import SpectralFit, TrainingPixels, augmented, balanced_target
 
@@ -173,12 +173,14 @@ class _Stack:
     def held_out_logits(self) -> Tensor:
         """(M, K) mean logits of each pixel by the networks that have not seen its fold."""
         self._heads.eval()
-        logits = self._heads(self._path.views(self._pixels.spectra))
-        found = torch.empty_like(self._target)
-        for fold in range(self._pixels.num_folds):
-            member = self._pixels.fold == fold
-            found[member] = logits[self._owner == fold].mean(dim=0)[member]
-        return found
+        found = []
+        all_pixels = torch.arange(len(self._target), device=self._target.device)
+        for index in torch.split(all_pixels, CHUNK_PX):
+            logits = self._heads(self._path.views(self._pixels.spectra[index]))
+            # (networks, n): those that answer for the fold that each pixel is in.
+            asked = (self._owner[:, None] == self._pixels.fold[index]).float()[..., None]
+            found.append((logits * asked).sum(dim=0) / asked.sum(dim=0))
+        return torch.cat(found)
 
     def state(self) -> dict[str, Tensor]:
         """A copy of all networks as they are now."""

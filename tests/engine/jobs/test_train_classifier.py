@@ -53,6 +53,15 @@ class Recorder(SilentFeedback):
             raise CancelledError
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Threads that wait for each other take longer than these trainings."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def patches():
     """(H, W) class index: patches of 6 x 6 px, so that every class is in many blocks."""
     rows, cols = np.meshgrid(np.arange(HEIGHT) // PATCH, np.arange(WIDTH) // PATCH, indexing="ij")
@@ -164,9 +173,8 @@ def test_several_scenes_train_one_model(train, scene, make_raster):
     assert both["labelled_pixels"] == 2 * alone["labelled_pixels"]
     # The same ground in two scenes is one place: no block is on both sides of the split.
     assert both["blocks"] == alone["blocks"]
-    assert load_package(train(input=[scene, other])["output"]).info.training == alone | {
-        "request": load_package(train(input=[scene, other])["output"]).info.training["request"]
-    }
+    without = load_package(train(input=[scene, other])["output"]).info.training
+    assert without["pixels_by_class"] == alone["pixels_by_class"]
 
 
 def test_a_backbone_gives_its_encoder(train, tmp_path):

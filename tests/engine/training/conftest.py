@@ -1,0 +1,12 @@
+"""Tiny trainings: threads that wait for each other take longer than the work itself."""
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
