@@ -13,8 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-# As the engine does, before torch is imported.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+from engine.__main__ import prepare_process
 
 PARTS = ("read", "end-to-end", "memory", "startup")
 ROOT = Path(__file__).resolve().parents[1]
@@ -23,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the parts that were asked for."""
     options = _parser().parse_args(arguments)
+    prepare_process()
     options.folder.mkdir(parents=True, exist_ok=True)
     parts: dict[str, Callable[[argparse.Namespace], list[list[str]]]] = {
         "read": _read,

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.scenes import make_scene, remove_scene
+from engine.__main__ import prepare_process
 
 # Allocators and GDAL's cache fill up to their bounds; a scene in memory would be 16 times larger.
 GROWTH_AIM = 1.1
@@ -96,6 +97,7 @@ def _main() -> None:
     parser.add_argument("scene")
     parser.add_argument("folder", type=Path)
     options = parser.parse_args()
+    prepare_process()
     _map_scene(options.scene, options.folder)
     print(json.dumps({"peak_mb": _peak_bytes() / 1e6}))
 

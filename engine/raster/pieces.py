@@ -76,6 +76,8 @@ class PieceReader:
             for piece, right in zip(strip.pieces, [*strip.pieces[1:], None], strict=True):
                 buffer = next_buffer()
                 stored = self._fill(strip, piece, buffer)
+                if right is None:
+                    self._above = None
                 self._keep_rows(strip, below, piece, stored)
                 self._keep_cols(piece, right, stored)
                 wanted = None if self._valid_mask is None else self._valid_mask(piece.core)

@@ -39,7 +39,7 @@ Sink = Callable[[Window, NDArray[np.float32], NDArray[np.bool_]], None]
 ValidMask = Callable[[Window], NDArray[np.bool_]]
 
 # Stored bytes of a piece. Three pieces are held: one is read, one waits, one is computed.
-_PIECE_BYTES = 80 * 2**20
+_PIECE_BYTES = 96 * 2**20
 _BUFFERS = 3
 # GDAL's own cache has to hold one block of all bands, or it decodes blocks again for each band.
 # Its default, 5 % of the machine's memory, would grow with the scene.

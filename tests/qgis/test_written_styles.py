@@ -1,0 +1,73 @@
+"""What the engine writes beside a map is what GDAL and QGIS read: with awkward class names too."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+from osgeo import gdal
+from qgis.core import QgsRasterLayer
+
+ROOT = Path(__file__).resolve().parents[2]
+CLASSES = [[1, 'roofs <5% & "flat"', "#e41a1c"], [4, "Bäume", "#4daf4a"], [200, "eau", "#377eb8"]]
+WRITE = """
+import json, sys
+import numpy as np
+from rasterio.transform import from_origin
+from engine.raster.style import ClassInfo, ClassStyle, RampStyle
+from engine.raster.tiles import Window
+from engine.raster.writer import Grid, RasterWriter
+
+folder, classes = sys.argv[1], tuple(ClassInfo(*row) for row in json.loads(sys.argv[2]))
+grid, window = Grid(24, 17, from_origin(4e5, 5.8e6, 30, 20), None), Window(0, 0, 24, 17)
+values = np.full((1, 24, 17), 4, np.uint8)
+with RasterWriter(f"{folder}/m.tif", grid, ["c"], "uint8", 0, style=ClassStyle(classes)) as writer:
+    writer.write(window, values)
+with RasterWriter(f"{folder}/p.tif", grid, ["p"], "float32", None, style=RampStyle()) as writer:
+    writer.write(window, values / np.float32(8))
+"""
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    python = os.environ.get("HYPERKD_ENGINE_PYTHON")
+    if not python:
+        pytest.skip("HYPERKD_ENGINE_PYTHON names no engine")
+    folder = tmp_path_factory.mktemp("written")
+    foreign = ("PYTHON", "PROJ_", "GDAL_")
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(foreign)}
+    environment["PYTHONPATH"] = str(ROOT)
+    command = [python, "-s", "-c", WRITE, str(folder), json.dumps(CLASSES)]
+    subprocess.run(command, cwd=folder, env=environment, check=True)
+    return folder
+
+
+def test_gdal_reads_colours_names_and_attributes(written):
+    dataset = gdal.Open(str(written / "m.tif"))
+    band = dataset.GetRasterBand(1)
+    table = band.GetDefaultRAT()  # GDAL reads the side file with it; names come from there too
+    rows = [
+        (table.GetValueAsInt(row, 0), table.GetValueAsString(row, 1))
+        for row in range(table.GetRowCount())
+    ]
+    assert rows == [(value, name) for value, name, _ in CLASSES]
+    assert band.GetColorTable().GetColorEntry(4) == (77, 175, 74, 255)
+    names = band.GetRasterCategoryNames()
+    assert [names[value] for value, _, _ in CLASSES] == [name for _, name, _ in CLASSES]
+
+
+def test_qgis_reads_the_classes(written, qgis_app):
+    layer = QgsRasterLayer(str(written / "m.tif"), "map")
+    entries = [
+        (entry.value, entry.label, entry.color.name()) for entry in layer.renderer().classes()
+    ]
+    assert entries == [tuple(row) for row in CLASSES]
+
+
+def test_qgis_reads_the_ramp(written, qgis_app):
+    layer = QgsRasterLayer(str(written / "p.tif"), "share")  # the renderer is the layer's
+    items = layer.renderer().shader().rasterShaderFunction().colorRampItemList()
+    assert [item.value for item in items] == [0, 0.25, 0.5, 0.75, 1]
+    brightness = [item.color.value() for item in items]
+    assert brightness == sorted(brightness, reverse=True)
