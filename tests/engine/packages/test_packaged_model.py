@@ -9,7 +9,7 @@ from engine.packages.package import load_package
 from engine.raster.sensors import sensor_table
 from engine.raster.spectra import BandTable, match_bands
 
-MODEL = "berlin-enmap-landcover"
+MODEL = str(Path(__file__).parents[3] / "resources" / "models" / "berlin-enmap-landcover")
 
 
 @pytest.mark.parametrize("sensor", ["enmap", "prisma", "emit"])
