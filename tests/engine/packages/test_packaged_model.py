@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from engine.packages.package import load_package
@@ -23,6 +22,6 @@ def test_packaged_model_fits_the_sensors_that_measure_its_range(sensor):
 
 
 def test_packaged_model_names_no_folder_of_the_machine_it_was_trained_on():
-    info = load_package(MODEL).info
-    paths = [info.training["request"][name] for name in ("input", "training", "output")]
-    assert not any(Path(path).is_absolute() for path in np.ravel(paths))
+    request = load_package(MODEL).info.training["request"]
+    paths = [*request["input"], request["training"], request["output"], request["bands"]]
+    assert not any(Path(path).is_absolute() for path in paths)
