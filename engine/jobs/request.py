@@ -29,7 +29,10 @@ class JobRequest(BaseModel):
                 f"{'.'.join(str(part) for part in problem['loc'])}: {problem['msg']}"
                 for problem in error.errors(include_url=False)
             )
-            raise RequestError(f"The request is not valid: {'; '.join(problems)}.") from error
+            raise RequestError(
+                f"The request is not valid: {'; '.join(problems)}.",
+                f"The parameters are {', '.join(cls.model_fields)}.",
+            ) from error
 
 
 class DeviceRequest(JobRequest):
