@@ -85,6 +85,7 @@ def convert_labels(source: Path) -> None:
         geometry_type="Polygon",
         crs=meta["crs"],
         driver="GPKG",
+        dataset_options={"VERSION": "1.2"},  # GDAL 3.6, of QGIS 3.22, warns of newer ones
     )
     style = qgis_style()
     (SAMPLE / f"{LABELS}.qml").write_text(style, encoding="utf-8")
