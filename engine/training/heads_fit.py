@@ -14,7 +14,13 @@ from torch import Tensor
 from engine.feedback import Feedback
 from engine.models.spectral import CHUNK_PX, SpectralHeads
 from engine.training.gate import GateChoice, choose_gate, is_better
-from engine.training.spectral_fit import SpectralFit, TrainingPixels, augmented, balanced_target
+from engine.training.spectral_fit import (
+    SpectralFit,
+    TrainingPixels,
+    augmented,
+    balanced_target,
+    epoch_batches,
+)
 
 SHARES = (0.5, 1.0)
 
@@ -146,13 +152,10 @@ class _Stack:
     def train_epoch(self) -> float:
         """Go through all pixels; returns the mean loss of the networks that are kept."""
         settings = self._settings
-        count = len(self._target)
-        device = self._target.device
-        passes = -(-settings.min_steps // -(-count // settings.batch_px))
-        order = torch.cat([torch.randperm(count, device=device) for _pass in range(passes)])
+        batches = epoch_batches(self._target, settings.batch_px, settings.min_steps)
         total = 0.0
         self._heads.train()
-        for index in torch.split(order, min(settings.batch_px, count)):
+        for index in batches:
             spectra = augmented(
                 self._pixels.spectra[index],
                 self._path.band_std,
@@ -167,7 +170,7 @@ class _Stack:
             torch.autograd.backward(loss.sum())
             self._optimiser.step()
             total += float(loss[-self._members :].detach().mean()) * len(index)
-        return total / len(order)
+        return total / sum(map(len, batches))
 
     @torch.no_grad()
     def held_out_logits(self) -> Tensor:

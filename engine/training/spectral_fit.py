@@ -154,6 +154,28 @@ def balanced_target(pixels: TrainingPixels) -> Tensor:
     return weighted
 
 
+def epoch_batches(
+    target: Tensor, batch_px: int, min_steps: int, generator: torch.Generator | None = None
+) -> tuple[Tensor, ...]:
+    """Deal pixels into batches, in random order; few pixels are gone through several times.
+
+    Args:
+        target: (M, K) of the pixels.
+        batch_px: pixels a batch, at most.
+        min_steps: batches an epoch, at least.
+        generator: of the order; None for torch's own.
+
+    Returns:
+        Indices into the pixels, one tensor a batch.
+    """
+    count = len(target)
+    passes = -(-min_steps // -(-count // batch_px))
+    order = [
+        torch.randperm(count, generator=generator, device=target.device) for _pass in range(passes)
+    ]
+    return torch.split(torch.cat(order), min(batch_px, count))
+
+
 def augmented(
     spectra: Tensor,
     band_std: Tensor,
@@ -247,14 +269,9 @@ class _Stack:
     def train_epoch(self, generator: torch.Generator) -> float:
         """Go through all pixels; returns the loss of the fit on all of them."""
         settings = self._settings
-        count = len(self._target)
-        passes = -(-settings.min_steps // -(-count // settings.batch_px))
-        order = torch.cat(
-            [torch.randperm(count, generator=generator, device=self._target.device)
-             for _pass in range(passes)]
-        )  # fmt: skip
+        batches = epoch_batches(self._target, settings.batch_px, settings.min_steps, generator)
         total = 0.0
-        for index in torch.split(order, min(settings.batch_px, count)):
+        for index in batches:
             spectra = augmented(
                 self._pixels.spectra[index],
                 self._path.band_std,
@@ -270,7 +287,7 @@ class _Stack:
             torch.autograd.backward(loss.sum())
             self._optimiser.step()
             total += float(loss[-1].detach()) * len(index)
-        return total / len(order)
+        return total / sum(map(len, batches))
 
     @torch.no_grad()
     def held_out_logits(self, views: Tensor) -> Tensor:
