@@ -32,6 +32,10 @@ ARCHITECTURES: dict[str, Architecture] = {
     "hyperkd-classifier": Architecture(
         "engine.models.hyperkd", "HyperKDClassifier", "ClassifierConfig"
     ),
+    "hyperkd-backbone": Architecture("engine.models.backbone", "HyperKDBackbone", "BackboneConfig"),
+    "hyperkd-regressor": Architecture(
+        "engine.models.regressor", "HyperKDRegressor", "RegressorConfig"
+    ),
 }
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from engine.errors import BandTableError, PackageError
-from engine.packages.metadata import ModelInfo, Normalisation, Task
+from engine.packages.metadata import ModelInfo, Normalisation, Quantity, Task
 from engine.raster.spectra import BandTable
 from engine.raster.style import ClassInfo
 from engine.raster.tiles import Tiling
@@ -86,6 +86,13 @@ class _Normalisation(_Part):
     std: list[float]
 
 
+class _Quantity(_Part):
+    name: str
+    unit: str
+    low: float
+    high: float
+
+
 class _Properties(_Part):
     title: str
     description: str
@@ -105,6 +112,7 @@ class _Properties(_Part):
     units: str = Field(alias="hyperkd:units")
     normalisation: _Normalisation = Field(alias="hyperkd:normalisation")
     tiling: _Tiling = Field(alias="hyperkd:tiling")
+    quantity: _Quantity | None = Field(default=None, alias="hyperkd:quantity")
     training: dict[str, Any] = Field(default={}, alias="hyperkd:training")
     scores: dict[str, float] = Field(default={}, alias="hyperkd:scores")
     attribution: str = Field(default="", alias="hyperkd:attribution")
@@ -210,6 +218,7 @@ def info_from_item(item: ModelItem) -> ModelInfo:
         normalisation=Normalisation.of(normalisation.mean, normalisation.std),
         tiling=_make_tiling(properties.tiling),
         licence=properties.licence,
+        quantity=_make_quantity(properties.quantity),
         attribution=properties.attribution,
         units=properties.units,
         training=properties.training,
@@ -226,6 +235,11 @@ def _period(properties: _Properties) -> tuple[datetime, datetime] | None:
     if properties.start is None or properties.end is None:
         return None
     return properties.start, properties.end
+
+
+def _make_quantity(part: _Quantity | None) -> Quantity | None:
+    """Turn the package's quantity into the one that maps are named and checked by."""
+    return None if part is None else Quantity(part.name, part.unit, part.low, part.high)
 
 
 def _make_classes(parts: list[_Class]) -> tuple[ClassInfo, ...]:
@@ -287,6 +301,8 @@ def _check_agreement(properties: _Properties) -> None:
     classes = properties.outputs[0].classes
     if classes and properties.outputs[0].structure.shape[1] != len(classes):
         raise _contradiction("number of classes", "mlm:output")
+    if properties.quantity is not None and properties.outputs[0].structure.shape[1] != 1:
+        raise _contradiction("number of quantities", "mlm:output and hyperkd:quantity")
 
 
 def _same_length(length_nm: float | None, length_um: float | None) -> bool:

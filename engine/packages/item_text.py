@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -188,13 +188,21 @@ def _mlm_input(info: ModelInfo) -> dict[str, Any]:
 
 
 def _mlm_output(info: ModelInfo) -> dict[str, Any]:
-    """What the model returns: (B, K, h, w), one channel a class in the order of the classes."""
+    """What the model returns: (B, K, h, w), one channel a class in the order of the classes.
+
+    A model for regression returns one channel; an encoder one an embedded number, not counted here.
+    """
+    name, channels, noun = "embeddings", -1, "channel"
+    if info.classes:
+        name, channels, noun = "probabilities", len(info.classes), "class"
+    elif info.quantity is not None:
+        name, channels = "values", 1
     return {
-        "name": "probabilities" if info.classes else "values",
+        "name": name,
         "tasks": [info.task],
         "result": {
-            "shape": [-1, len(info.classes) or -1, -1, -1],
-            "dim_order": ["batch", "class", "height", "width"],
+            "shape": [-1, channels, -1, -1],
+            "dim_order": ["batch", noun, "height", "width"],
             "data_type": "float32",
         },
         "classification:classes": [_stac_class(part) for part in info.classes],
@@ -218,7 +226,9 @@ def _stac_class(item: ClassInfo) -> dict[str, Any]:
 def _hyperkd_fields(info: ModelInfo) -> dict[str, Any]:
     """Our own fields: what STAC and MLM have no place for, or only in another unit."""
     bands = info.bands
+    quantity = {} if info.quantity is None else {"hyperkd:quantity": asdict(info.quantity)}
     return {
+        **quantity,
         "hyperkd:format_version": FORMAT_VERSION,
         "hyperkd:engine_version": info.engine_version,
         "hyperkd:units": info.units,

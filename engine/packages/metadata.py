@@ -65,6 +65,40 @@ class Normalisation:
             )
 
 
+@dataclass(frozen=True)
+class Quantity:
+    """What a model estimates.
+
+    Args:
+        name: such as "soil organic carbon".
+        unit: such as "g/kg"; empty for a number without one.
+        low: smallest value that the model was trained on, in the unit.
+        high: largest one.
+
+    Raises:
+        PackageError: there is no name, or the range is not finite or not in order.
+    """
+
+    name: str
+    unit: str
+    low: float
+    high: float
+
+    def __post_init__(self) -> None:
+        if not self.name.strip():
+            raise PackageError("The quantity that the model estimates has no name.", "Give it one.")
+        if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low <= self.high):
+            raise PackageError(
+                f"The training values of {self.name!r} reach from {self.low} to {self.high}.",
+                "Both must be finite and in order: train the model again.",
+            )
+
+    @property
+    def label(self) -> str:
+        """Name and unit as people write them."""
+        return f"{self.name} ({self.unit})" if self.unit else self.name
+
+
 @dataclass(frozen=True, eq=False)
 class ModelInfo:
     """A model without its weights.
@@ -82,6 +116,7 @@ class ModelInfo:
         tiling: how a scene is cut for this model.
         licence: SPDX identifier of the weights' licence, or "other".
         task: what the model is for.
+        quantity: what a model for regression estimates; None for every other.
         attribution: whom the licence asks to name, and the data that it was trained on.
         units: of the values that the model reads.
         training: how it was trained, free; plain values.
@@ -108,6 +143,7 @@ class ModelInfo:
     tiling: Tiling
     licence: str
     task: Task = "semantic-segmentation"
+    quantity: Quantity | None = None
     attribution: str = ""
     units: str = "reflectance 0-1"
     training: dict[str, Any] = field(default_factory=dict)
@@ -120,6 +156,7 @@ class ModelInfo:
     def __post_init__(self) -> None:
         self._check_words()
         self._check_classes()
+        self._check_quantity()
         if len(self.normalisation.mean) != len(self.bands):
             raise PackageError(
                 f"The model has {len(self.bands)} bands and a normalisation of "
@@ -163,6 +200,25 @@ class ModelInfo:
             )
         for item in self.classes:
             _check_class(item)
+
+    def _check_quantity(self) -> None:
+        """Refuse a model for regression that does not say what its numbers are."""
+        if self.task == "regression" and self.quantity is None:
+            raise PackageError(
+                f"The model {self.name!r} estimates a quantity but does not say which.",
+                "A package needs name, unit and range of the quantity: train the model again.",
+            )
+        if self.task == "regression" and self.classes:
+            raise PackageError(
+                f"The model {self.name!r} is for regression but lists classes.",
+                "It is for one or the other: train the model again.",
+            )
+        if self.task != "regression" and self.quantity is not None:
+            raise PackageError(
+                f"The model {self.name!r} is for {self.task} but names the quantity "
+                f"{self.quantity.name!r}.",
+                "Only models for regression have one: train the model again.",
+            )
 
 
 def _check_class(item: ClassInfo) -> None:

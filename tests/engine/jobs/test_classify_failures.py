@@ -68,8 +68,8 @@ def test_missing_output_folder_is_named(request_of, tmp_path):
 
 
 def test_model_that_is_no_classifier_is_refused(request_of, save_model):
-    with pytest.raises(PackageError, match="is for regression"):
-        classify(request_of(model=save_model(task="regression")), SilentFeedback())
+    with pytest.raises(PackageError, match="is for generative"):
+        classify(request_of(model=save_model(task="generative")), SilentFeedback())
 
 
 def test_unknown_model_is_refused(request_of):

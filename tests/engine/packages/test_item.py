@@ -8,6 +8,7 @@ import pytest
 from engine.errors import PackageError
 from engine.packages.item import info_from_item, parse_item
 from engine.packages.item_text import WeightsFile, item_text
+from engine.packages.metadata import Quantity
 from tests.engine.packages.factory import tiny_info
 
 WEIGHTS = WeightsFile(sha256="ab" * 32, size_bytes=1234, parameter_count=39, memory_bytes=156)
@@ -190,3 +191,24 @@ def test_fields_of_others_are_left_alone():
     item = written()
     item["properties"]["somebody:field"] = 1
     assert read(item).name == "tiny-test"
+
+
+def test_a_quantity_comes_back():
+    quantity = Quantity("soil organic carbon", "g/kg", 3.5, 61.0)
+    item = written(task="regression", classes=(), quantity=quantity)
+    assert item["properties"]["mlm:output"][0]["result"]["shape"] == [-1, 1, -1, -1]
+    assert read(item).quantity == quantity
+
+
+def test_a_quantity_beside_several_outputs_is_a_contradiction():
+    quantity = Quantity("soil organic carbon", "g/kg", 3.5, 61.0)
+    item = written(task="regression", classes=(), quantity=quantity)
+    item["properties"]["mlm:output"][0]["result"]["shape"][1] = 2
+    with pytest.raises(PackageError, match="number of quantities"):
+        read(item)
+
+
+def test_a_package_of_before_has_no_quantity():
+    item = written()
+    assert "hyperkd:quantity" not in item["properties"]
+    assert read(item).quantity is None

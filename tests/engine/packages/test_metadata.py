@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from engine.errors import PackageError
-from engine.packages.metadata import Normalisation
+from engine.packages.metadata import Normalisation, Quantity
 from engine.raster.style import ClassInfo
 from tests.engine.packages.factory import BAND_COUNT, tiny_info
 
@@ -90,3 +90,38 @@ def test_info_refuses_times_without_a_zone():
     period = (datetime(2020, 1, 1), datetime(2020, 1, 2))
     with pytest.raises(PackageError, match="no time zone"):
         tiny_info(training_period=period)
+
+
+SOC = Quantity("soil organic carbon", "g/kg", 3.5, 61.0)
+
+
+def test_a_quantity_is_written_with_its_unit():
+    assert SOC.label == "soil organic carbon (g/kg)"
+    assert Quantity("share of vegetation", "", 0.0, 1.0).label == "share of vegetation"
+
+
+@pytest.mark.parametrize(("low", "high"), [(2.0, 1.0), (np.nan, 1.0), (0.0, np.inf)])
+def test_a_quantity_without_a_range_is_refused(low, high):
+    with pytest.raises(PackageError, match=f"'x' reach from {low} to {high}"):
+        Quantity("x", "", low, high)
+
+
+def test_a_quantity_without_a_name_is_refused():
+    with pytest.raises(PackageError, match="no name"):
+        Quantity(" ", "g/kg", 0.0, 1.0)
+
+
+def test_info_for_regression_says_what_it_estimates():
+    with pytest.raises(PackageError, match="does not say which"):
+        tiny_info(classes=(), task="regression")
+    assert tiny_info(classes=(), task="regression", quantity=SOC).quantity == SOC
+
+
+def test_info_for_regression_has_no_classes():
+    with pytest.raises(PackageError, match="for regression but lists classes"):
+        tiny_info(task="regression", quantity=SOC)
+
+
+def test_info_of_a_classifier_names_no_quantity():
+    with pytest.raises(PackageError, match="names the quantity 'soil organic carbon'"):
+        tiny_info(quantity=SOC)

@@ -11,6 +11,7 @@ import json
 import pytest
 
 from engine.packages.item_text import EXTENSIONS, WeightsFile, item_text
+from engine.packages.metadata import Quantity
 from tests.engine.packages.factory import tiny_info
 
 WEIGHTS = WeightsFile(sha256="ab" * 32, size_bytes=1234, parameter_count=39, memory_bytes=156)
@@ -25,6 +26,11 @@ VARIANTS = {
     },
     "over the antimeridian": {"training_area": (179.0, -18.0, -179.0, -17.0)},
     "an encoder": {"task": "generative", "classes": ()},
+    "a regression": {
+        "task": "regression",
+        "classes": (),
+        "quantity": Quantity("soil organic carbon", "g/kg", 3.5, 61.0),
+    },
 }
 
 
