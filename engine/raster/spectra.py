@@ -304,7 +304,7 @@ def _gaussian_weights(
     offset_nm = centre_nm - wavelength_nm
     kernel = np.exp(-0.5 * offset_nm**2 / kernel_variance)
     kernel[np.abs(offset_nm) > RESPONSE_REACH_SIGMA * np.sqrt(kernel_variance)] = 0.0
-    kernel *= _axis_share_nm(centre_nm, scene_fwhm_nm)
+    kernel *= axis_share_nm(centre_nm, scene_fwhm_nm)
     if np.count_nonzero(kernel) < 3:
         return None
     moment0, moment1, moment2 = (float(np.sum(kernel * offset_nm**p)) for p in (0, 1, 2))
@@ -315,7 +315,7 @@ def _gaussian_weights(
     return np.asarray(weight / determinant)
 
 
-def _axis_share_nm(
+def axis_share_nm(
     centre_nm: NDArray[np.float64], scene_fwhm_nm: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     """Part of the wavelength axis that each band stands for, no more than twice its width."""

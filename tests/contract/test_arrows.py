@@ -57,8 +57,9 @@ ROWS = (
     ),
     Row(
         "engine/packages/*",
-        (*EVERYWHERE, "engine.packages", "engine.models", "engine.raster.spectra",
-         "engine.raster.style", "engine.raster.tiles", "numpy", "pydantic", "safetensors", "torch"),
+        (*EVERYWHERE, "engine.packages", "engine.models", "engine.raster.alignment",
+         "engine.raster.spectra", "engine.raster.style", "engine.raster.tiles",
+         "numpy", "pydantic", "safetensors", "torch"),
     ),
     Row("engine/models/*", ("engine.models", "einops", "torch")),
     Row("engine/raster/tiles.py", ()),
