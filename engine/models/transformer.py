@@ -26,13 +26,13 @@ def sincos_positions(rows: int, cols: int, embed_dim: int) -> Tensor:
         (rows * cols, embed_dim) float32, tokens in row order.
     """
     half = embed_dim // 2
-    row_code = _sincos_axis(rows, half)[:, None, :].expand(rows, cols, half)
-    col_code = _sincos_axis(cols, half)[None, :, :].expand(rows, cols, half)
+    row_code = sincos_axis(rows, half)[:, None, :].expand(rows, cols, half)
+    col_code = sincos_axis(cols, half)[None, :, :].expand(rows, cols, half)
     return rearrange(torch.cat([col_code, row_code], dim=-1), "r c d -> (r c) d")
 
 
-def _sincos_axis(length: int, width: int) -> Tensor:
-    """(length, width) code of one axis: all sines, then all cosines."""
+def sincos_axis(length: int, width: int) -> Tensor:
+    """Code the places 0, 1, … of one axis: (length, width) float32, all sines, then all cosines."""
     frequency = POSITION_BASE ** -(torch.arange(width // 2, dtype=torch.float64) / (width / 2))
     angle = torch.arange(length, dtype=torch.float64)[:, None] * frequency
     return torch.cat([angle.sin(), angle.cos()], dim=1).float()
