@@ -15,6 +15,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from engine.models.patches import patchify, take_tokens
 from engine.models.spectral import SpectralHeads, SpectralPath
 from engine.models.transformer import Block, init_transformer, sincos_positions
 
@@ -117,31 +118,73 @@ class HyperKDEncoder(nn.Module):
     def forward(
         self, x: Tensor, ids_keep: Tensor | None = None, token_valid: Tensor | None = None
     ) -> Tensor:
-        """Encode normalised chips; positions are added before tokens are left out.
+        """Encode normalised chips.
+
+        Args: as in `encode`.
+
+        Returns:
+            (B, 1 + N_kept, D): CLS first, then the tokens in the order of ``ids_keep``.
+        """
+        return self.encode(x, ids_keep, token_valid)[0]
+
+    def encode(
+        self,
+        x: Tensor,
+        ids_keep: Tensor | None = None,
+        token_valid: Tensor | None = None,
+        taps: tuple[int, ...] = (),
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Encode normalised chips and listen in on some of the blocks.
+
+        Positions are added before tokens are left out.
 
         Args:
             x: (B, C, H, W) normalised, sides divisible by ``patch_px``.
             ids_keep: (B, N_kept) int64, the tokens to encode, 0-based in row order; None for all.
                 A teacher that gets the same ids sees the same ground.
             token_valid: (B, N) bool, True = measured; others are never attended to.
+            taps: 1-based numbers of the blocks whose output is wanted, in any order; ``depth``
+                means what leaves the final norm.
 
         Returns:
-            (B, 1 + N_kept, D): CLS first, then the tokens in the order of ``ids_keep``.
+            (B, 1 + N_kept, D), CLS first, then the tokens in the order of ``ids_keep``; and for
+            each tap (B, N_kept, D), without CLS.
         """
-        grid = self.patch_embed(x)
-        b, d, rows, cols = grid.shape
-        tokens = rearrange(grid, "b d r c -> b (r c) d")
-        tokens = tokens + sincos_positions(rows, cols, d).to(tokens)
-        if ids_keep is not None:
-            tokens = tokens.gather(1, ids_keep[..., None].expand(-1, -1, d))
-            token_valid = None if token_valid is None else token_valid.gather(1, ids_keep)
-        tokens = torch.cat([self.cls_token.to(tokens).expand(b, -1, -1), tokens], dim=1)
+        tokens = self.embed(x, ids_keep)
+        if ids_keep is not None and token_valid is not None:
+            token_valid = token_valid.gather(1, ids_keep)
+        tokens = torch.cat([self.cls_token.to(tokens).expand(len(x), -1, -1), tokens], dim=1)
         if token_valid is not None:
             token_valid = F.pad(token_valid, (1, 0), value=True)  # CLS can always be looked at
-        for block in self.blocks:
+        heard: dict[int, Tensor] = {}
+        for number, block in enumerate(self.blocks, start=1):
             tokens = block(tokens, token_valid)
+            if number in taps:
+                heard[number] = tokens[:, 1:]
         encoded: Tensor = self.norm(tokens)
-        return encoded
+        heard[self.config.depth] = encoded[:, 1:]
+        return encoded, tuple(heard[tap] for tap in taps)
+
+    def embed(self, x: Tensor, ids_keep: Tensor | None = None) -> Tensor:
+        """The tokens with their positions, before the first block.
+
+        Args: as in `encode`.
+
+        Returns:
+            (B, N_kept, D).
+        """
+        patch_px, d = self.config.patch_px, self.config.embed_dim
+        rows, cols = x.shape[-2] // patch_px, x.shape[-1] // patch_px
+        positions = sincos_positions(rows, cols, d)
+        if ids_keep is None:
+            tokens: Tensor = rearrange(self.patch_embed(x), "b d r c -> b (r c) d")
+            return tokens + positions.to(tokens)
+        # Three quarters of the tokens are hidden: only the others are multiplied.
+        proj = self.patch_embed.proj
+        seen = take_tokens(patchify(x, patch_px), ids_keep)
+        weight = rearrange(proj.weight, "d c p q -> d (p q c)")
+        seen = F.linear(seen, weight, proj.bias)
+        return seen + positions.to(seen)[ids_keep]
 
 
 @dataclass(frozen=True)
