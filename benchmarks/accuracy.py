@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from sklearn.model_selection import GroupKFold
 
 from engine.feedback import SilentFeedback
-from engine.models.hyperkd import ClassifierConfig
+from engine.models.classifier import ClassifierConfig
 from engine.models.spectral import SpectralPath
 from engine.raster.labels import open_labels
 from engine.raster.scene import open_scene

@@ -27,7 +27,7 @@ from benchmarks.scenes import LAYOUTS, make_scene, remove_scene
 from engine.device import choose_device
 from engine.feedback import SilentFeedback
 from engine.jobs.classify import Request, classify
-from engine.models.hyperkd import ClassifierConfig, HyperKDClassifier
+from engine.models.classifier import ClassifierConfig, HyperKDClassifier
 from engine.packages.cache import load_model
 from engine.packages.package import load_package, save_package
 from engine.raster.scene import open_scene

@@ -20,7 +20,7 @@ from engine.device import choose_device
 from engine.errors import PackageError
 from engine.feedback import Feedback, StepFeedback
 from engine.jobs.request import DeviceRequest
-from engine.models.hyperkd import ClassifierConfig
+from engine.models.classifier import ClassifierConfig
 from engine.packages.metadata import ModelInfo, Normalisation
 from engine.packages.package import ModelPackage, check_place, load_package, save_package
 from engine.raster.labels import FieldValue, Labels, open_labels

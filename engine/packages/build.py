@@ -30,7 +30,7 @@ class Architecture(NamedTuple):
 # The only code that a package can start: a key that is not here is refused.
 ARCHITECTURES: dict[str, Architecture] = {
     "hyperkd-classifier": Architecture(
-        "engine.models.hyperkd", "HyperKDClassifier", "ClassifierConfig"
+        "engine.models.classifier", "HyperKDClassifier", "ClassifierConfig"
     ),
     "hyperkd-backbone": Architecture("engine.models.backbone", "HyperKDBackbone", "BackboneConfig"),
     "hyperkd-regressor": Architecture(

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from engine.errors import LabelError
 from engine.feedback import Feedback, StepFeedback
-from engine.models.hyperkd import ClassifierConfig, HyperKDClassifier
+from engine.models.classifier import ClassifierConfig, HyperKDClassifier
 from engine.training.baselines import fit_baselines
 from engine.training.context_fit import ContextFit, ContextSettings, fit_context
 from engine.training.heads_fit import HeadsFit, HeadsSettings, fit_heads

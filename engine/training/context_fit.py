@@ -15,7 +15,7 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from engine.feedback import Feedback, StepFeedback
-from engine.models.hyperkd import ClassifierConfig, HyperKDClassifier
+from engine.models.classifier import ClassifierConfig, HyperKDClassifier
 from engine.training.gate import GateChoice, choose_gate, is_confirmed
 from engine.training.heads_fit import HeadsFit
 from engine.training.samples import Samples
@@ -230,7 +230,7 @@ class _Trainer:
         chips, valid, target = chips.to(device), valid.to(device), target.to(device)
         chips = chips.masked_fill(~valid[:, None], 0.0)
         with torch.no_grad():
-            base = model.pixel_logits(chips)
+            base = model.pixel_answers(chips)
         logits = base + wrapped.context(chips, valid)  # type: ignore[operator]
         loss: Tensor = -(target * logits.log_softmax(dim=1).permute(0, 2, 3, 1)).sum()
         return loss / len(index)

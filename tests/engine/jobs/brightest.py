@@ -8,7 +8,7 @@ import torch
 
 from engine.errors import CancelledError
 from engine.feedback import SilentFeedback
-from engine.models.hyperkd import ClassifierConfig, HyperKDClassifier
+from engine.models.classifier import ClassifierConfig, HyperKDClassifier
 from engine.packages.metadata import ModelInfo, Normalisation
 from engine.raster.spectra import BandTable
 from engine.raster.style import ClassInfo

@@ -14,7 +14,7 @@ import rasterio
 import torch
 from affine import Affine
 
-from engine.models.hyperkd import ClassifierConfig, HyperKDClassifier
+from engine.models.classifier import ClassifierConfig, HyperKDClassifier
 from engine.packages.package import save_package
 from tests.engine.packages.factory import BAND_COUNT, tiny_bands, tiny_info
 

@@ -1,14 +1,8 @@
 import pytest
 import torch
 
-from engine.models.hyperkd import (
-    ClassifierConfig,
-    EncoderConfig,
-    HyperKDClassifier,
-    HyperKDEncoder,
-    d512,
-    vit_b,
-)
+from engine.models.classifier import ClassifierConfig, HyperKDClassifier
+from engine.models.hyperkd import EncoderConfig, HyperKDEncoder, d512, vit_b
 from engine.models.spectral import SpectralPath
 
 BANDS, CLASSES = 12, 3

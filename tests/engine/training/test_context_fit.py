@@ -4,7 +4,7 @@ from lightning_fabric import Fabric
 
 from engine.errors import CancelledError
 from engine.feedback import SilentFeedback
-from engine.models.hyperkd import ClassifierConfig
+from engine.models.classifier import ClassifierConfig
 from engine.training.context_fit import ContextSettings, fit_context
 from engine.training.heads_fit import HeadsSettings, fit_heads
 from engine.training.spectral_fit import SpectralSettings, fit_spectral_path
