@@ -57,6 +57,14 @@ class PackageError(HyperKDError, ValueError):
     """A model package is damaged, unknown, of a newer format, or does not fit the job."""
 
 
+class TrainingError(HyperKDError, RuntimeError):
+    """A training cannot go on: it diverged, or its checkpoint is of another run."""
+
+
+class CapacityError(HyperKDError, MemoryError):
+    """There is too little memory for what was asked, found out before the work began."""
+
+
 class OutputError(HyperKDError, OSError):
     """An output cannot be written."""
 
