@@ -1,4 +1,4 @@
-"""Classes as a layer's legend has them: value, name and colour for the engine."""
+"""What a layer's legend says: classes with value, name and colour, and which field it shows."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 from qgis.core import (
     QgsCategorizedSymbolRenderer,
+    QgsGraduatedSymbolRenderer,
     QgsMapLayer,
     QgsPalettedRasterRenderer,
     QgsRasterLayer,
@@ -37,8 +38,17 @@ def legend_classes(layer: QgsMapLayer, class_field: str) -> list[dict[str, Any]]
 
 def legend_field(layer: QgsMapLayer) -> str:
     """Name the field that a vector layer's categories are made of; empty when there is none."""
+    return _shown_field(layer, QgsCategorizedSymbolRenderer)
+
+
+def graduated_field(layer: QgsMapLayer) -> str:
+    """Name the field of numbers that a vector layer is coloured by; empty when there is none."""
+    return _shown_field(layer, QgsGraduatedSymbolRenderer)
+
+
+def _shown_field(layer: QgsMapLayer, renderer_class: type) -> str:
     renderer = layer.renderer() if isinstance(layer, QgsVectorLayer) else None
-    if not isinstance(renderer, QgsCategorizedSymbolRenderer):
+    if not isinstance(renderer, renderer_class):
         return ""
     name = renderer.classAttribute().strip().strip('"')
     return name if layer.fields().lookupField(name) >= 0 else ""

@@ -12,10 +12,16 @@ from .engine_client import EngineClient
 from .engine_process import EngineCommand
 from .environment import EngineFinder, EngineMissingError, clean_environment
 from .model_catalogue import (
+    CHECKPOINT_SUFFIXES,
+    METADATA_NAME,
+    USES,
     InstalledModel,
+    ModelUse,
     default_model,
     installed_models,
+    is_package,
     packaged_folder,
+    read_model,
     user_folder,
 )
 from .settings import Settings
@@ -63,24 +69,33 @@ class EngineSession:
             self._version,
         )
 
-    def default_model(self) -> str:
-        """Name the packaged model; empty when there is none."""
-        return default_model(self.plugin_folder)
+    def default_model(self, use: str = "classifier") -> str:
+        """Name the packaged model for a use of `USES`; empty when there is none."""
+        return default_model(self.plugin_folder, USES[use])
 
     def models(self) -> list[InstalledModel]:
         """List the installed model packages."""
         return installed_models(packaged_folder(self.plugin_folder), user_folder())
 
-    def model_problem(self, name_or_path: str) -> str:
-        """Say that there is no such model package; empty when there is."""
-        names = [model.name for model in self.models()]
-        if name_or_path in names or Path(name_or_path).expanduser().exists():
+    def model_problem(self, name_or_path: str, use: str = "any") -> str:
+        """Say that there is no such model, or that it does not serve; empty when it does.
+
+        Args:
+            name_or_path: as a parameter has it.
+            use: what for, a word of `USES`.
+        """
+        wanted, installed = USES[use], self.models()
+        names = ", ".join(model.name for model in installed if wanted.accepts(model)) or "none"
+        remedy = f"Choose an installed one ({names}) or {_path_words(wanted)}."
+        path = Path(name_or_path).expanduser()
+        model = _find_model(name_or_path, installed, path)
+        if model is None:
+            is_there = path.exists()
+            return "" if is_there else f"There is no model package {name_or_path}. {remedy}"
+        if wanted.accepts(model):
             return ""
-        listed = ", ".join(names) or "none"
-        return (
-            f"There is no model package {name_or_path}. Choose an installed one ({listed}) or the "
-            "path of a package, a .zip file or a folder with a model.json."
-        )
+        what = ", ".join(word for word in (model.task, model.architecture) if word)
+        return f"The model {model.title} is no {wanted.noun}: it is for {what}. {remedy}"
 
     def explain(self, missing: EngineMissingError) -> str:
         """Write what is missing as this QGIS shows it: HTML in windows, text in a terminal."""
@@ -90,6 +105,23 @@ class EngineSession:
     def close(self) -> None:
         """End the engine."""
         self.client.close()
+
+
+def _find_model(
+    name_or_path: str, installed: list[InstalledModel], path: Path
+) -> InstalledModel | None:
+    for model in installed:
+        if model.name == name_or_path:
+            return model
+    folder = path.parent if path.name == METADATA_NAME else path
+    return read_model(folder.name, folder) if is_package(folder) else None
+
+
+def _path_words(use: ModelUse) -> str:
+    words = "the path of a package, a .zip file or a folder with a model.json"
+    if use.takes_checkpoints:
+        words += f", or of a file of weights ({', '.join(CHECKPOINT_SUFFIXES)})"
+    return words
 
 
 def read_version(plugin_folder: Path) -> str:

@@ -9,7 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Callable
 
+from osgeo import gdal
 from qgis.core import (
+    QgsColorRampLegendNodeSettings,
     QgsColorRampShader,
     QgsGradientColorRamp,
     QgsGradientStop,
@@ -21,6 +23,7 @@ from qgis.core import (
     QgsProcessingFeedback,
     QgsProcessingLayerPostProcessorInterface,
     QgsProject,
+    QgsRasterBandStats,
     QgsRasterLayer,
     QgsRasterShader,
     QgsSingleBandPseudoColorRenderer,
@@ -29,6 +32,7 @@ from qgis.PyQt.QtGui import QColor
 
 CLASSES = "classes"
 SHARE = "share"
+VALUES = "values"
 
 # the engine's: readable without colour vision and in grey, dark means sure
 _RAMP = ("#fde725", "#5ec962", "#21918c", "#3b528b", "#440154")
@@ -42,8 +46,9 @@ class ResultLook:
     """How one output becomes a layer.
 
     Args:
-        kind: `CLASSES` for a class map, `SHARE` for values from 0 to 1.
-        title: what the layer shows; the scene's name is added.
+        kind: `CLASSES` for a class map, `SHARE` for values from 0 to 1, `VALUES` for a quantity.
+        title: what the layer shows; the scene's name is added. A quantity has its own name, which
+            stands in the file.
         rank: 0 lies on top.
     """
 
@@ -96,7 +101,8 @@ def finish_when_loaded(
     details = context.layerToLoadOnCompletionDetails(path)
     group_name = f"HyperKD: {scene_name}" if scene_name else "HyperKD"
     if details.name in ("", default_name):
-        details.name = f"{look.title} of {scene_name}" if scene_name else look.title
+        title = (read_quantity(path).title if look.kind == VALUES else "") or look.title
+        details.name = f"{title} of {scene_name}" if scene_name else title
     if _tells_group_by_itself():
         details.groupName = group_name
         if hasattr(details, "layerSortKey"):
@@ -131,31 +137,90 @@ def style_classes(layer: QgsRasterLayer) -> None:
 
 def style_share(layer: QgsRasterLayer) -> None:
     """Give values from 0 to 1 a sequential ramp, unless the style file did so."""
-    if isinstance(layer.renderer(), QgsSingleBandPseudoColorRenderer):
+    if not isinstance(layer.renderer(), QgsSingleBandPseudoColorRenderer):
+        layer.setRenderer(ramp_renderer(layer, 0.0, 1.0))
+
+
+def style_values(layer: QgsRasterLayer) -> None:
+    """Give numbers a ramp whose legend is continuous and tells the unit.
+
+    The range is that of the style file; without one, that of the layer.
+    """
+    least, most = _range_of(layer)
+    if not least < most:  # one value everywhere, or none at all
         return
+    renderer = ramp_renderer(layer, least, most)
+    settings = QgsColorRampLegendNodeSettings()
+    unit = read_quantity(layer.source().split("|")[0]).unit
+    settings.setSuffix(f" {unit}" if unit else "")
+    renderer.shader().rasterShaderFunction().setLegendSettings(settings)
+    layer.setRenderer(renderer)
+
+
+def ramp_renderer(
+    layer: QgsRasterLayer, least: float, most: float
+) -> QgsSingleBandPseudoColorRenderer:
+    """Make a renderer of the first band: straight between the colours of the ramp."""
     stops = [
         QgsGradientStop(number / (len(_RAMP) - 1), QColor(color))
         for number, color in enumerate(_RAMP)
     ]
     ramp = QgsGradientColorRamp(QColor(_RAMP[0]), QColor(_RAMP[-1]), False, stops[1:-1])
-    function = QgsColorRampShader(0.0, 1.0, ramp)
+    function = QgsColorRampShader(least, most, ramp)
+    values = [least + stop.offset * (most - least) for stop in stops]
     function.setColorRampItemList(
         [
-            QgsColorRampShader.ColorRampItem(stop.offset, stop.color, f"{stop.offset:.2f}")
-            for stop in stops
+            QgsColorRampShader.ColorRampItem(value, stop.color, f"{value:.4g}")
+            for value, stop in zip(values, stops)
         ]
     )
     shader = QgsRasterShader()
     shader.setRasterShaderFunction(function)
     renderer = QgsSingleBandPseudoColorRenderer(layer.dataProvider(), 1, shader)
-    renderer.setClassificationMin(0.0)
-    renderer.setClassificationMax(1.0)
-    layer.setRenderer(renderer)
+    renderer.setClassificationMin(least)
+    renderer.setClassificationMax(most)
+    return renderer
+
+
+def _range_of(layer: QgsRasterLayer) -> tuple[float, float]:
+    renderer = layer.renderer()
+    if isinstance(renderer, QgsSingleBandPseudoColorRenderer):
+        return renderer.classificationMin(), renderer.classificationMax()
+    wanted = QgsRasterBandStats.Min | QgsRasterBandStats.Max
+    statistics = layer.dataProvider().bandStatistics(1, wanted)
+    return statistics.minimumValue, statistics.maximumValue
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """What the first band of a raster holds, as its file says.
+
+    Args:
+        title: for people, such as "Soil organic carbon"; empty when the file does not say.
+        unit: such as "g/kg"; empty when the file does not say.
+    """
+
+    title: str = ""
+    unit: str = ""
+
+
+def read_quantity(path: str) -> Quantity:
+    """Read the name and the unit of a raster's first band."""
+    try:
+        dataset = gdal.Open(path)
+    except RuntimeError:  # raised where some plugin has switched GDAL's exceptions on
+        return Quantity()
+    if dataset is None:
+        return Quantity()
+    band = dataset.GetRasterBand(1)
+    name = band.GetDescription().strip()
+    return Quantity(name[:1].upper() + name[1:], band.GetUnitType().strip())
 
 
 _STYLES: dict[str, Callable[[QgsRasterLayer], None]] = {
     CLASSES: style_classes,
     SHARE: style_share,
+    VALUES: style_values,
 }
 
 

@@ -26,11 +26,61 @@ class InstalledModel:
         name: of its folder, or of its zip without ``.zip``: what the parameter takes.
         title: for people; the name when the package does not say.
         path: folder or zip.
+        task: of the Machine Learning Model extension; empty when the package does not say.
+        architecture: key of the engine's list; empty when the package does not say.
     """
 
     name: str
     title: str
     path: Path
+    task: str = ""
+    architecture: str = ""
+
+
+@dataclass(frozen=True)
+class ModelUse:
+    """What a parameter wants a model for.
+
+    Args:
+        noun: of such a model, for messages.
+        tasks: of packages that serve, whatever their architecture.
+        architectures: of packages that serve, whatever their task.
+        takes_checkpoints: whether a file of weights serves too, without a package around it.
+    """
+
+    noun: str
+    tasks: tuple[str, ...] = ()
+    architectures: tuple[str, ...] = ()
+    takes_checkpoints: bool = False
+
+    def accepts(self, model: InstalledModel) -> bool:
+        """Say whether a package serves; of one that does not say what it is, the engine will."""
+        wants_all = not self.tasks and not self.architectures
+        is_unknown = not model.task
+        return (
+            wants_all
+            or is_unknown
+            or model.task in self.tasks
+            or model.architecture in self.architectures
+        )
+
+
+CHECKPOINT_SUFFIXES = (".pt", ".pth", ".bin", ".safetensors")
+
+USES: dict[str, ModelUse] = {
+    "any": ModelUse("model"),
+    "classifier": ModelUse("classifier", tasks=("semantic-segmentation",)),
+    "regression": ModelUse("model of a quantity", tasks=("regression",)),
+    "backbone": ModelUse(
+        "backbone or classifier",
+        tasks=("semantic-segmentation",),
+        architectures=("hyperkd-backbone",),
+    ),
+    "teacher": ModelUse(
+        "teacher", architectures=("galileo", "prithvi-mae"), takes_checkpoints=True
+    ),
+}
+"""By the word that a parameter carries to its widget."""
 
 
 def packaged_folder(plugin_folder: Path) -> Path:
@@ -61,16 +111,16 @@ def installed_models(*folders: Path) -> list[InstalledModel]:
     for folder in folders:
         for entry in _entries(folder):
             if is_package(entry) and not entry.name.startswith("."):  # a dot: half written
-                paths.setdefault(entry.name if entry.is_dir() else entry.stem, entry)
-    models = [InstalledModel(name, read_title(path) or name, path) for name, path in paths.items()]
+                paths.setdefault(_name_of(entry), entry)
+    models = [read_model(name, path) for name, path in paths.items()]
     return sorted(models, key=lambda model: model.title.lower())
 
 
-def default_model(plugin_folder: Path) -> str:
-    """Name the packaged model: the first of the plugin's own; empty when there is none."""
-    folder = packaged_folder(plugin_folder)
-    names = (entry for entry in _entries(folder) if is_package(entry))
-    return next((entry.name if entry.is_dir() else entry.stem for entry in names), "")
+def default_model(plugin_folder: Path, use: ModelUse) -> str:
+    """Name the packaged model for a use: the first of the plugin's own; empty without one."""
+    entries = _entries(packaged_folder(plugin_folder))
+    models = (read_model(_name_of(entry), entry) for entry in entries if is_package(entry))
+    return next((model.name for model in models if use.accepts(model)), "")
 
 
 def is_package(path: Path) -> bool:
@@ -80,13 +130,34 @@ def is_package(path: Path) -> bool:
     return path.suffix.lower() == ".zip" and path.is_file()
 
 
-def read_title(path: Path) -> str:
-    """Read a package's title; empty when it has none that can be read."""
+def read_model(name: str, path: Path) -> InstalledModel:
+    """Read what a package says about itself; what cannot be read stays empty.
+
+    Args:
+        name: of the package, which is its title too when it has none.
+        path: folder or zip.
+    """
+    properties = _read_properties(path)
+    tasks = properties.get("mlm:tasks")
+    return InstalledModel(
+        name,
+        str(properties.get("title") or name),
+        path,
+        task=str(tasks[0] or "") if isinstance(tasks, list) and tasks else "",
+        architecture=str(properties.get("mlm:architecture") or ""),
+    )
+
+
+def _read_properties(path: Path) -> dict[str, Any]:
     try:
-        item = json.loads(_read_metadata(path))
-        return str(item["properties"]["title"])
+        properties = json.loads(_read_metadata(path))["properties"]
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
-        return ""  # the engine says what is wrong with it, when it is used
+        return {}  # the engine says what is wrong with it, when it is used
+    return properties if isinstance(properties, dict) else {}
+
+
+def _name_of(entry: Path) -> str:
+    return entry.name if entry.is_dir() else entry.stem
 
 
 def _read_metadata(path: Path) -> Any:

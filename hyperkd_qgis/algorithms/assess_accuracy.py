@@ -11,7 +11,7 @@ from qgis.core import (
 )
 
 from . import parameters as make
-from .base import EngineAlgorithm
+from .base import SCORES, EngineAlgorithm
 from .values import ValueReader
 
 
@@ -31,7 +31,7 @@ class AssessAccuracy(EngineAlgorithm):
 
     def define_outputs(self) -> Iterable[QgsProcessingOutputDefinition]:
         """List the scores."""
-        return self.score_outputs()
+        return self.number_outputs(SCORES)
 
     def find_problem(self, values: ValueReader) -> str:
         """Check the reference's field."""

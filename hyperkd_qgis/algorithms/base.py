@@ -6,7 +6,7 @@ goes over under its name in lower case, as what its type is for the engine.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -34,6 +34,7 @@ from ..layers import ResultLook, finish_when_loaded
 from ..listener import FeedbackListener
 from ..request import request_parameters, toolbox_results
 from ..sources import Exports, SourceError
+from . import parameters as make
 from .values import ValueReader, same_file
 
 RESOURCES = Path(__file__).resolve().parents[2] / "resources"
@@ -218,11 +219,15 @@ class EngineAlgorithm(QgsProcessingAlgorithm):
         try:
             return self.session.client.run(self.command, request, FeedbackListener(feedback))
         except JobCancelledError:
-            raise QgsProcessingException(self.tr("Cancelled. Nothing was written.")) from None
+            raise QgsProcessingException(self.cancelled_text(request)) from None
         except EngineMissingError as missing:
             raise QgsProcessingException(missing.as_text()) from None
         except EngineFailure as failure:
             raise QgsProcessingException(str(failure)) from None
+
+    def cancelled_text(self, request: dict[str, Any]) -> str:
+        """Say what a cancelled run leaves behind."""
+        return self.tr("Cancelled. Nothing was written.")
 
     def postProcessAlgorithm(
         self, context: QgsProcessingContext, feedback: QgsProcessingFeedback
@@ -238,13 +243,20 @@ class EngineAlgorithm(QgsProcessingAlgorithm):
         """Translate a text of the plugin."""
         return QCoreApplication.translate("HyperKD", text)
 
-    def score_outputs(self) -> list[QgsProcessingOutputDefinition]:
-        """List the numbers that say how good a map is."""
-        return [QgsProcessingOutputNumber(name, self.tr(title)) for name, title in SCORES.items()]
+    def number_outputs(self, titles: Mapping[str, str]) -> list[QgsProcessingOutputDefinition]:
+        """Declare outputs that are numbers, by name with a title for people."""
+        return [QgsProcessingOutputNumber(name, self.tr(title)) for name, title in titles.items()]
 
     def text_output(self, name: str, title: str) -> QgsProcessingOutputDefinition:
         """Declare an output that is a text."""
         return QgsProcessingOutputString(name, self.tr(title))
+
+    def define_package_texts(self) -> Iterable[QgsProcessingParameterDefinition]:
+        """List what a package of the user's own tells other people."""
+        yield make.text("TITLE", self.tr("Title of the package"))
+        yield make.text("DESCRIPTION", self.tr("Description of the package"))
+        yield make.text("LICENCE", self.tr("Licence of the package"), default="other")
+        yield make.text("ATTRIBUTION", self.tr("Whom the licence asks to name"))
 
     def _read_outputs(
         self, parameters: dict[str, Any], context: QgsProcessingContext

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 from qgis.core import (
     QgsProcessing,
@@ -10,14 +10,21 @@ from qgis.core import (
     QgsProcessingParameterDefinition,
     QgsProcessingParameterEnum,
     QgsProcessingParameterField,
+    QgsProcessingParameterFile,
     QgsProcessingParameterFileDestination,
     QgsProcessingParameterMapLayer,
+    QgsProcessingParameterMultipleLayers,
+    QgsProcessingParameterNumber,
     QgsProcessingParameterString,
 )
 
 from ..settings import DEVICES
 
 PRECISIONS = ("auto", "float32", "bfloat16")
+
+MAX_SEED = 2**31 - 1
+MAX_EPOCHS = 10_000
+DECIMALS = 9  # of a number's box; learning rates are small
 
 # as text: the widget is imported where there is a window, never in qgis_process
 _GUI = f"{__name__.rsplit('.', 2)[0]}.gui"
@@ -31,13 +38,28 @@ def advanced(definition: QgsProcessingParameterDefinition) -> QgsProcessingParam
     return definition
 
 
-def model(name: str, title: str, default: str | None, optional: bool = False) -> Any:
-    """Ask for a model package: the name of an installed one, or a path."""
+def model(
+    name: str, title: str, default: str | None, use: str = "any", optional: bool = False
+) -> QgsProcessingParameterDefinition:
+    """Ask for a model package: the name of an installed one, or a path.
+
+    Args:
+        name: of the parameter.
+        title: for people.
+        default: name of a package.
+        use: what it is for, a word of `..model_catalogue.USES`: the list offers what serves.
+        optional: whether it may stay empty.
+    """
     definition = QgsProcessingParameterString(
         name, title, defaultValue=default or None, optional=optional
     )
-    definition.setMetadata({"widget_wrapper": {"class": MODEL_WIDGET}})
+    definition.setMetadata({"widget_wrapper": {"class": MODEL_WIDGET, "use": use}})
     return definition
+
+
+def scenes(name: str, title: str) -> QgsProcessingParameterDefinition:
+    """Ask for one or more rasters."""
+    return QgsProcessingParameterMultipleLayers(name, title, QgsProcessing.TypeRaster)
 
 
 def labels(name: str, title: str) -> QgsProcessingParameterDefinition:
@@ -55,22 +77,108 @@ def class_field(name: str, title: str, parent: str) -> QgsProcessingParameterDef
     return definition
 
 
+def value_field(name: str, title: str, parent: str) -> QgsProcessingParameterDefinition:
+    """Ask for the field of a vector layer that holds numbers; a raster needs none."""
+    definition = QgsProcessingParameterField(
+        name,
+        title,
+        parentLayerParameterName=parent,
+        type=QgsProcessingParameterField.Numeric,
+        optional=True,
+    )
+    definition.setMetadata({"widget_wrapper": {"class": FIELD_WIDGET}})
+    return definition
+
+
+def whole_number(
+    name: str, title: str, default: int | None, least: int, most: int
+) -> QgsProcessingParameterDefinition:
+    """Ask for a whole number; one without a default may stay empty."""
+    return QgsProcessingParameterNumber(
+        name,
+        title,
+        type=QgsProcessingParameterNumber.Integer,
+        defaultValue=default,
+        optional=default is None,
+        minValue=least,
+        maxValue=most,
+    )
+
+
+def number(
+    name: str, title: str, default: float | None, least: float, most: float
+) -> QgsProcessingParameterDefinition:
+    """Ask for a number; one without a default may stay empty."""
+    definition = QgsProcessingParameterNumber(
+        name,
+        title,
+        type=QgsProcessingParameterNumber.Double,
+        defaultValue=default,
+        optional=default is None,
+        minValue=least,
+        maxValue=most,
+    )
+    if default is None:
+        definition.setMetadata({"widget_wrapper": {"decimals": DECIMALS}})
+    return definition
+
+
+def choice(name: str, title: str, options: Sequence[str]) -> QgsProcessingParameterDefinition:
+    """Ask for one of several words; the first is the default."""
+    return QgsProcessingParameterEnum(
+        name, title, options=list(options), usesStaticStrings=True, defaultValue=options[0]
+    )
+
+
+def text(name: str, title: str, default: str | None = None) -> QgsProcessingParameterDefinition:
+    """Ask for a text that may stay empty."""
+    return QgsProcessingParameterString(name, title, defaultValue=default, optional=True)
+
+
+def switch(name: str, title: str) -> QgsProcessingParameterDefinition:
+    """Ask yes or no; no is the default."""
+    return QgsProcessingParameterBoolean(name, title, defaultValue=False)
+
+
+def table(name: str, title: str) -> QgsProcessingParameterDefinition:
+    """Ask for a CSV, which may be left out."""
+    return QgsProcessingParameterFile(name, title, extension="csv", optional=True)
+
+
+def epochs(name: str, title: str, default: int) -> QgsProcessingParameterDefinition:
+    """Ask how often training goes through everything."""
+    return whole_number(name, title, default, 1, MAX_EPOCHS)
+
+
+def validation(name: str, title: str, default: float) -> QgsProcessingParameterDefinition:
+    """Ask which share of the ground is held out for the scores."""
+    return number(name, title, default, 0.05, 0.5)
+
+
+def seed(name: str, title: str) -> QgsProcessingParameterDefinition:
+    """Ask where the random numbers begin."""
+    return whole_number(name, title, 0, 0, MAX_SEED)
+
+
 def device(name: str, title: str) -> QgsProcessingParameterDefinition:
     """Ask where to compute."""
-    return QgsProcessingParameterEnum(
-        name, title, options=list(DEVICES), usesStaticStrings=True, defaultValue=DEVICES[0]
-    )
+    return choice(name, title, DEVICES)
 
 
 def require_gpu(name: str, title: str) -> QgsProcessingParameterDefinition:
     """Ask whether falling back to the CPU is an error."""
-    return QgsProcessingParameterBoolean(name, title, defaultValue=False)
+    return switch(name, title)
 
 
 def precision(name: str, title: str) -> QgsProcessingParameterDefinition:
     """Ask how exactly to compute."""
-    return QgsProcessingParameterEnum(
-        name, title, options=list(PRECISIONS), usesStaticStrings=True, defaultValue=PRECISIONS[0]
+    return choice(name, title, PRECISIONS)
+
+
+def package(name: str, title: str) -> QgsProcessingParameterDefinition:
+    """Ask for the place of a model package."""
+    return QgsProcessingParameterFileDestination(
+        name, title, fileFilter="HyperKD model package (*.zip)"
     )
 
 

@@ -13,6 +13,7 @@ from qgis.core import (
     QgsProcessingFeatureSourceDefinition,
     QgsProcessingOutputLayerDefinition,
     QgsProcessingParameterDefinition,
+    QgsProcessingParameterField,
     QgsProcessingParameterNumber,
     QgsProperty,
     QgsRasterLayer,
@@ -20,7 +21,7 @@ from qgis.core import (
     QgsVectorLayer,
 )
 
-from ..class_legend import legend_classes, legend_field
+from ..class_legend import graduated_field, legend_classes, legend_field
 from ..sources import Exports, SourceError, whole_file
 
 
@@ -79,6 +80,14 @@ class ValueReader:
             return ""
         return self._algorithm.parameterAsString(self._parameters, name, self._context).strip()
 
+    def number(self, name: str) -> float:
+        """Read a parameter as a number."""
+        return self._read_number(self._algorithm.parameterDefinition(name))
+
+    def flag(self, name: str) -> bool:
+        """Read a parameter as yes or no."""
+        return self._read_boolean(self._algorithm.parameterDefinition(name))
+
     def layer(self, name: str) -> QgsMapLayer | None:
         """Read a parameter as a layer; of several, the first."""
         if not self.is_given(name):
@@ -92,31 +101,42 @@ class ValueReader:
         """Read a parameter as several layers."""
         return self._algorithm.parameterAsLayerList(self._parameters, name, self._context)
 
-    def class_field(self, name: str) -> str:
+    def label_field(self, name: str) -> str:
         """Name the field that a parameter asks for; without an answer, that of the legend."""
         definition = self._algorithm.parameterDefinition(name)
         layer = self.layer(definition.parentLayerParameterName())
-        return self.text(name) or (legend_field(layer) if layer is not None else "")
+        find = graduated_field if _wants_numbers(definition) else legend_field
+        return self.text(name) or (find(layer) if layer is not None else "")
 
     def classes(self, layer_name: str, field_name: str) -> list[dict[str, Any]] | None:
         """Read the classes of a label layer's legend; None when it has none."""
         layer = self.layer(layer_name)
         if layer is None:
             return None
-        return legend_classes(layer, self.class_field(field_name)) or None
+        return legend_classes(layer, self.label_field(field_name)) or None
 
     def label_problem(self, layer_name: str, field_name: str) -> str:
         """Say what is wrong with a label layer and its field; empty when nothing is."""
         layer = self.layer(layer_name)
         if not isinstance(layer, QgsVectorLayer):
             return ""
-        field = self.class_field(field_name)
+        field = self.label_field(field_name)
+        wants_numbers = _wants_numbers(self._algorithm.parameterDefinition(field_name))
         names = [found.name() for found in layer.fields()]
+        usable = [
+            found.name() for found in layer.fields() if found.isNumeric() or not wants_numbers
+        ]
+        listed = ", ".join(usable) or "none"
         if not field:
-            listed = ", ".join(names)
-            return f"{layer.name()} is a vector layer: choose the field of its classes ({listed})."
+            noun = "values" if wants_numbers else "classes"
+            return f"{layer.name()} is a vector layer: choose the field of its {noun} ({listed})."
         if field not in names:
             return f"{layer.name()} has no field {field}. Its fields are {', '.join(names)}."
+        if field not in usable:
+            return (
+                f"The field {field} of {layer.name()} holds no numbers. Choose one that does: "
+                f"{listed}."
+            )
         return ""
 
     def extent_problem(self, name: str) -> str:
@@ -166,7 +186,7 @@ class ValueReader:
         layer = self.layer(definition.name())
         if layer is None or isinstance(layer, QgsRasterLayer):
             return None if layer is None else self._exporter.raster_source(layer)
-        fields = [self.class_field(name) for name in self._fields_of(definition.name())]
+        fields = [self.label_field(name) for name in self._fields_of(definition.name())]
         return self._read_features(definition, [field for field in fields if field])
 
     def _read_features(
@@ -220,7 +240,7 @@ class ValueReader:
         return self.text(definition.name())
 
     def _read_field(self, definition: QgsProcessingParameterDefinition) -> str:
-        return self.class_field(definition.name())
+        return self.label_field(definition.name())
 
     def _read_output_layer(self, definition: QgsProcessingParameterDefinition) -> str:
         return self._algorithm.parameterAsOutputLayer(
@@ -266,6 +286,10 @@ _READERS: dict[str, Callable[[ValueReader, Any], Any]] = {
     "rasterDestination": ValueReader._read_output_layer,
     "fileDestination": ValueReader._read_output_file,
 }
+
+
+def _wants_numbers(field: QgsProcessingParameterDefinition) -> bool:
+    return field.dataType() == QgsProcessingParameterField.Numeric
 
 
 def same_file(first: str, second: str) -> bool:

@@ -16,7 +16,9 @@ class DialogWrapper(WidgetWrapper):
     expressions and the outputs of other algorithms.
     """
 
-    def __new__(cls, parameter: QgsProcessingParameterDefinition, dialog: Any, *place: Any) -> Any:
+    def __new__(
+        cls, parameter: QgsProcessingParameterDefinition, dialog: Any, *place: Any, **_: Any
+    ) -> Any:
         """Make the wrapper, or QGIS's own for the model designer."""
         if hasattr(dialog, "childId") and hasattr(dialog, "model"):
             widget = QgsGui.processingGuiRegistry().createModelerParameterWidget(

@@ -9,9 +9,11 @@ from typing import Any
 
 from processing.tools import dataobjects
 from qgis.core import (
+    QgsFieldProxyModel,
     QgsFields,
     QgsMapLayer,
     QgsProcessingFeatureSourceDefinition,
+    QgsProcessingParameterField,
     QgsProcessingUtils,
     QgsProperty,
     QgsVectorLayer,
@@ -19,7 +21,7 @@ from qgis.core import (
 from qgis.gui import QgsFieldComboBox
 from qgis.PyQt.QtWidgets import QWidget
 
-from ..class_legend import legend_field
+from ..class_legend import graduated_field, legend_field
 from .dialog_wrapper import DialogWrapper
 
 
@@ -31,6 +33,8 @@ class FieldWidgetWrapper(DialogWrapper):
         self._layer_wrapper: Any = None
         self._wanted = ""
         box = QgsFieldComboBox()
+        if self._wants_numbers():
+            box.setFilters(QgsFieldProxyModel.Numeric)
         box.setAllowEmptyFieldName(True)
         box.setEnabled(False)
         box.setToolTip(self.parameterDefinition().toolTip())
@@ -72,10 +76,16 @@ class FieldWidgetWrapper(DialogWrapper):
         wanted = self._wanted if fields.lookupField(self._wanted) >= 0 else ""
         self.widget.blockSignals(True)
         self.widget.setFields(fields)
-        self.widget.setField(wanted or (legend_field(layer) if is_vector else ""))
+        self.widget.setField(wanted or (self._field_of_legend(layer) if is_vector else ""))
         self.widget.blockSignals(False)
         self.widget.setEnabled(is_vector)
         self.tell_change()
+
+    def _field_of_legend(self, layer: QgsVectorLayer) -> str:
+        return graduated_field(layer) if self._wants_numbers() else legend_field(layer)
+
+    def _wants_numbers(self) -> bool:
+        return self.parameterDefinition().dataType() == QgsProcessingParameterField.Numeric
 
 
 def _find_layer(value: Any, context: Any) -> QgsMapLayer | None:

@@ -15,7 +15,7 @@ from qgis.PyQt.QtWidgets import (
     QWidget,
 )
 
-from ..model_catalogue import InstalledModel
+from ..model_catalogue import CHECKPOINT_SUFFIXES, InstalledModel
 
 MIN_WIDTH_CHARACTERS = 24
 
@@ -26,15 +26,21 @@ class ModelBox(QWidget):
     Args:
         models: installed packages.
         optional: whether the choice may stay empty.
+        checkpoints: whether a file of weights without a package may be chosen too.
         parent: of the widget.
     """
 
     changed = pyqtSignal()
 
     def __init__(
-        self, models: list[InstalledModel], optional: bool = False, parent: QWidget | None = None
+        self,
+        models: list[InstalledModel],
+        optional: bool = False,
+        checkpoints: bool = False,
+        parent: QWidget | None = None,
     ) -> None:
         super().__init__(parent)
+        self._checkpoints = checkpoints
         self.combo = QComboBox(self)
         self.combo.setEditable(True)
         self.combo.setInsertPolicy(QComboBox.InsertPolicy.NoInsert)
@@ -43,7 +49,7 @@ class ModelBox(QWidget):
         self._fill(models, optional)
         self.button = QToolButton(self)
         self.button.setText("…")
-        self.button.setToolTip(_tr("Choose a model package from a folder or a zip file"))
+        self.button.setToolTip(_tr("Choose a file or a folder"))
         self.button.setPopupMode(QToolButton.ToolButtonPopupMode.InstantPopup)
         self.button.setMenu(self._make_menu())
         layout = QHBoxLayout(self)
@@ -83,6 +89,15 @@ class ModelBox(QWidget):
         if path:
             self.set_value(path)
 
+    def choose_checkpoint(self) -> None:
+        """Ask for a file of weights."""
+        suffixes = " ".join(f"*{suffix}" for suffix in CHECKPOINT_SUFFIXES)
+        path, _ = QFileDialog.getOpenFileName(
+            self, _tr("Checkpoint"), self._start_folder(), f"{_tr('Checkpoints')} ({suffixes})"
+        )
+        if path:
+            self.set_value(path)
+
     def _fill(self, models: list[InstalledModel], optional: bool) -> None:
         if optional:
             self.combo.addItem("", "")
@@ -91,13 +106,15 @@ class ModelBox(QWidget):
             tooltip = f"{model.name}\n{model.path}"
             self.combo.setItemData(self.combo.count() - 1, tooltip, Qt.ItemDataRole.ToolTipRole)
         self.combo.lineEdit().setPlaceholderText(
-            _tr("[none]") if optional else _tr("Name of a model, or path of a package")
+            _tr("[none]") if optional else _tr("Name of a model, or a path")
         )
 
     def _make_menu(self) -> QMenu:
         menu = QMenu(self.button)
         menu.addAction(_tr("Zip file…")).triggered.connect(self._on_zip)
         menu.addAction(_tr("Folder…")).triggered.connect(self._on_folder)
+        if self._checkpoints:
+            menu.addAction(_tr("Checkpoint…")).triggered.connect(self._on_checkpoint)
         return menu
 
     def _on_zip(self) -> None:
@@ -105,6 +122,9 @@ class ModelBox(QWidget):
 
     def _on_folder(self) -> None:
         self.choose_folder()
+
+    def _on_checkpoint(self) -> None:
+        self.choose_checkpoint()
 
     def _tell_change(self) -> None:
         self.changed.emit()

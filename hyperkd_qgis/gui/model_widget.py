@@ -7,7 +7,7 @@ from typing import Any
 from qgis.PyQt.QtWidgets import QWidget
 
 from ..engine_session import PLUGIN_FOLDER
-from ..model_catalogue import installed_models, packaged_folder, user_folder
+from ..model_catalogue import USES, installed_models, packaged_folder, user_folder
 from .dialog_wrapper import DialogWrapper
 from .model_box import ModelBox
 
@@ -15,10 +15,12 @@ from .model_box import ModelBox
 class ModelWidgetWrapper(DialogWrapper):
     """A `ModelBox` in the algorithm's dialog and in batch."""
 
-    def createWidget(self, **_: Any) -> QWidget:
-        """Make the widget; called by QGIS."""
+    def createWidget(self, use: str = "any", **_: Any) -> QWidget:
+        """Make the widget; called by QGIS, with the parameter's use of `USES`."""
+        wanted = USES[use]
         models = installed_models(packaged_folder(PLUGIN_FOLDER), user_folder())
-        box = ModelBox(models, self.is_optional)
+        serving = [model for model in models if wanted.accepts(model)]
+        box = ModelBox(serving, self.is_optional, wanted.takes_checkpoints)
         box.setToolTip(self.parameterDefinition().toolTip())
         box.changed.connect(self.tell_change)
         return box

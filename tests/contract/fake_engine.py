@@ -11,6 +11,7 @@ import json
 import os
 import queue
 import re
+import struct
 import subprocess
 import sys
 import threading
@@ -159,6 +160,41 @@ def scores(job, parameters):
     return {**result, "report": report, "output": parameters.get("output")}
 
 
+def pretraining(job, parameters):
+    """Train for no time; a seed of 99 asks for a run that lasts, and leaves its checkpoint."""
+    if parameters.get("seed") == 99:
+        Path(parameters["output"] + ".checkpoint.safetensors").write_bytes(b"half")
+        return nap(job, {"seconds": 30})
+    Path(parameters["output"]).write_bytes(b"package")
+    numbers = {"psnr_db": 30.5, "ssim": 0.9, "spectral_angle_deg": 2.5}
+    whole = {f"{name}_whole": value for name, value in numbers.items()}
+    return {"output": parameters["output"], **numbers, **whole, "seconds": 0.1, "device": "cpu"}
+
+
+def train_regression(job, parameters):
+    Path(parameters["output"]).write_bytes(b"package")
+    return {"output": parameters["output"], "rmse": 1.5, "mae": 1.25, "r2": -0.5}
+
+
+def estimate(job, parameters):
+    from osgeo import gdal
+
+    scene = gdal.Open(parameters["input"])
+    size = scene.RasterXSize, scene.RasterYSize
+    raster = gdal.GetDriverByName("GTiff").Create(parameters["output"], *size, 1, gdal.GDT_Float32)
+    raster.SetGeoTransform(scene.GetGeoTransform())
+    raster.SetProjection(scene.GetProjection())
+    band = raster.GetRasterBand(1)
+    values = [10.0 + 40.0 * column / (size[0] - 1) for column in range(size[0])]
+    packed = struct.pack(f"{size[0]}f", *values)
+    for row in range(size[1]):
+        band.WriteRaster(0, row, size[0], 1, packed, buf_type=gdal.GDT_Float32)
+    band.SetDescription("soil organic carbon")
+    band.SetUnitType("g/kg")
+    del band, raster
+    return {"output": parameters["output"], "valid_pixels": 408, "seconds": 0.1, "device": "cpu"}
+
+
 def check_engine(job, parameters):
     text = "HyperKD 0.1.0\nAll is well.\n"
     if "report" in parameters:
@@ -175,12 +211,16 @@ COMMANDS = {
     "crash_at_once": crash_at_once,
     "deaf": deaf,
     "describe_model": scores,
+    "distill_backbone": pretraining,
     "echo": echo,
     "end_idle": end_idle,
+    "estimate": estimate,
     "nap": nap,
+    "pretrain_teacher": pretraining,
     "refuse": refuse,
     "sleep_in": sleep_in,
     "train_classifier": scores,
+    "train_regression": train_regression,
 }
 
 

@@ -2,21 +2,39 @@
 
 import json
 import zipfile
+from pathlib import Path
 
 import pytest
 
 from hyperkd_qgis import model_catalogue
-from hyperkd_qgis.model_catalogue import default_model, installed_models, read_title, user_folder
+from hyperkd_qgis.model_catalogue import (
+    USES,
+    InstalledModel,
+    default_model,
+    installed_models,
+    read_model,
+    user_folder,
+)
+
+CLASSIFIER = ("semantic-segmentation", "hyperkd-classifier")
+REGRESSOR = ("regression", "hyperkd-regressor")
+BACKBONE = ("generative", "hyperkd-backbone")
+GALILEO = ("generative", "galileo")
+PRITHVI = ("generative", "prithvi-mae")
+UNKNOWN = ("", "")
 
 
-def metadata(title):
-    return json.dumps({"type": "Feature", "properties": {"title": title}})
+def metadata(title, kind=None):
+    properties = {"title": title}
+    if kind is not None:
+        properties.update({"mlm:tasks": [kind[0]], "mlm:architecture": kind[1]})
+    return json.dumps({"type": "Feature", "properties": properties})
 
 
-def make_folder(models, name, title):
+def make_folder(models, name, title, kind=None):
     folder = models / name
     folder.mkdir(parents=True)
-    (folder / "model.json").write_text(metadata(title), encoding="utf-8")
+    (folder / "model.json").write_text(metadata(title, kind), encoding="utf-8")
     return folder
 
 
@@ -67,16 +85,63 @@ def test_a_damaged_zip_is_listed_by_its_name(tmp_path):
 
 
 def test_a_zip_packed_by_hand_has_a_folder_inside(tmp_path):
-    assert read_title(make_zip(tmp_path, "hand", "By hand", inner="hand/")) == "By hand"
+    path = make_zip(tmp_path, "hand", "By hand", inner="hand/")
+    assert read_model("hand", path).title == "By hand"
 
 
-def test_default_is_the_packaged_model(tmp_path):
-    make_folder(tmp_path / "resources" / "models", "berlin", "Berlin")
-    assert default_model(tmp_path) == "berlin"
+@pytest.mark.parametrize(
+    ("use", "expected"),
+    [
+        ("any", {CLASSIFIER, REGRESSOR, BACKBONE, GALILEO, PRITHVI}),
+        ("classifier", {CLASSIFIER}),
+        ("regression", {REGRESSOR}),
+        ("backbone", {CLASSIFIER, BACKBONE}),
+        ("teacher", {GALILEO, PRITHVI}),
+    ],
+)
+def test_each_use_has_its_models(tmp_path, use, expected):
+    kinds = (CLASSIFIER, REGRESSOR, BACKBONE, GALILEO, PRITHVI)
+    for number, kind in enumerate(kinds):
+        make_folder(tmp_path, f"model{number}", "Model", kind)
+    serving = [model for model in installed_models(tmp_path) if USES[use].accepts(model)]
+    assert {(model.task, model.architecture) for model in serving} == expected
+
+
+@pytest.mark.parametrize("use", sorted(USES))
+def test_a_package_that_does_not_say_what_it_is_is_left_to_the_engine(tmp_path, use):
+    [model] = installed_models(make_folder(tmp_path, "odd", "Odd").parent)
+    assert (model.task, model.architecture) == UNKNOWN
+    assert USES[use].accepts(model)
+
+
+@pytest.mark.parametrize("tasks", ["[]", "null", '"regression"', "[null]", "{}"])
+def test_tasks_that_make_no_sense_do_not_break_the_list(tmp_path, tasks):
+    folder = make_folder(tmp_path, "odd", "Odd")
+    text = f'{{"properties": {{"title": "Odd", "mlm:tasks": {tasks}}}}}'
+    (folder / "model.json").write_text(text, encoding="utf-8")
+    assert installed_models(tmp_path) == [InstalledModel("odd", "Odd", folder)]
+
+
+def test_default_is_the_packaged_model_of_the_use(tmp_path):
+    make_folder(tmp_path / "resources" / "models", "alpha", "Encoder", GALILEO)
+    make_folder(tmp_path / "resources" / "models", "berlin", "Berlin", CLASSIFIER)
+    assert default_model(tmp_path, USES["classifier"]) == "berlin"
+    assert default_model(tmp_path, USES["teacher"]) == "alpha"
 
 
 def test_without_a_packaged_model_there_is_no_default(tmp_path):
-    assert default_model(tmp_path) == ""
+    make_folder(tmp_path / "resources" / "models", "berlin", "Berlin", CLASSIFIER)
+    assert default_model(tmp_path, USES["regression"]) == ""
+
+
+def test_packaged_models_are_for_what_they_say():
+    root = model_catalogue.packaged_folder(Path(__file__).resolve().parents[2])
+    kinds = {model.name: model for model in installed_models(root)}
+    assert USES["classifier"].accepts(kinds["berlin-enmap-landcover"])
+    if "galileo-nano" not in kinds:
+        pytest.skip("the packaged teacher is not in this checkout")
+    assert USES["teacher"].accepts(kinds["galileo-nano"])
+    assert not USES["classifier"].accepts(kinds["galileo-nano"])
 
 
 @pytest.mark.parametrize(

@@ -206,3 +206,28 @@ class Heard:
 @pytest.fixture
 def heard():
     return Heard
+
+
+class RecordingClient:
+    """Takes the engine's place, and looks at the exported files while they are there."""
+
+    def __init__(self):
+        self.command = self.parameters = None
+        self.inspect = lambda parameters: None
+        self.seen = None
+
+    def run(self, command, parameters, listener):
+        self.command, self.parameters = command, parameters
+        self.seen = self.inspect(parameters)
+        return {}
+
+    def close(self):
+        pass
+
+
+@pytest.fixture
+def client(session):
+    recording = RecordingClient()
+    session.client.close()
+    session.client = recording
+    return recording

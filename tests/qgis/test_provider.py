@@ -23,20 +23,54 @@ PARAMETERS = {
         "REQUIRE_GPU:boolean+ TILE_SIZE:number?+ PRECISION:enum+ OUTPUT:rasterDestination "
         "CONFIDENCE:rasterDestination? PROBABILITIES:rasterDestination?"
     ),
+    "distillbackbone": (
+        "INPUT:multilayer TEACHER:string PRESET:enum EPOCHS:number RESUME:boolean+ "
+        "MASK_RATIO:number+ GUIDED_SHARE:number+ HIDE:enum+ MSE_WEIGHT:number+ "
+        "SSIM_WEIGHT:number+ FEATURE_WEIGHT:number+ SPECTRAL_WEIGHT:number+ TEMPERATURE:number+ "
+        "FEATURE_LOSS:enum+ FEATURE_LAYERS:enum+ ALIGNMENT:enum+ RESPONSES:file?+ "
+        "DROP_RANGES:string?+ COPY_TEACHER:boolean+ BATCH_SIZE:number?+ LEARNING_RATE:number?+ "
+        "VALIDATION:number+ SEED:number+ BANDS:file?+ DEVICE:enum+ REQUIRE_GPU:boolean+ "
+        "PRECISION:enum+ TITLE:string?+ DESCRIPTION:string?+ LICENCE:string?+ "
+        "ATTRIBUTION:string?+ OUTPUT:fileDestination REPORT:fileDestination?"
+    ),
     "describemodel": "MODEL:string INPUT:raster? REPORT:fileDestination?",
+    "estimate": (
+        "INPUT:raster MODEL:string MASK:source? EXTENT:extent? BANDS:file?+ DEVICE:enum+ "
+        "REQUIRE_GPU:boolean+ TILE_SIZE:number?+ PRECISION:enum+ OUTPUT:rasterDestination"
+    ),
+    "pretrainteacher": (
+        "INPUT:multilayer PRESET:enum EPOCHS:number RESUME:boolean+ MASK_RATIO:number+ "
+        "BATCH_SIZE:number?+ LEARNING_RATE:number?+ VALIDATION:number+ SEED:number+ BANDS:file?+ "
+        "DEVICE:enum+ REQUIRE_GPU:boolean+ PRECISION:enum+ TITLE:string?+ DESCRIPTION:string?+ "
+        "LICENCE:string?+ ATTRIBUTION:string?+ OUTPUT:fileDestination REPORT:fileDestination?"
+    ),
     "trainclassifier": (
         "INPUT:multilayer TRAINING:layer CLASS_FIELD:field? BACKBONE:string? EPOCHS:number "
-        "VALIDATION:number SEED:number+ DEVICE:enum+ OUTPUT:fileDestination "
+        "VALIDATION:number FREEZE_BACKBONE:boolean+ SEED:number+ DEVICE:enum+ "
+        "OUTPUT:fileDestination REPORT:fileDestination?"
+    ),
+    "trainregression": (
+        "INPUT:multilayer TRAINING:layer VALUE_FIELD:field? QUANTITY:string? UNIT:string? "
+        "BACKBONE:string? EPOCHS:number VALIDATION:number FREEZE_BACKBONE:boolean+ "
+        "BLOCK_SIZE:number+ BANDS:file?+ TITLE:string?+ DESCRIPTION:string?+ LICENCE:string?+ "
+        "ATTRIBUTION:string?+ SEED:number+ DEVICE:enum+ OUTPUT:fileDestination "
         "REPORT:fileDestination?"
     ),
 }
 SCORES = ["OVERALL_ACCURACY", "BALANCED_ACCURACY", "KAPPA", "F1_MACRO", "IOU_MACRO"]
+RECONSTRUCTION = [
+    f"{name}{part}" for part in ("", "_WHOLE") for name in ("PSNR_DB", "SSIM", "SPECTRAL_ANGLE_DEG")
+]
 OUTPUTS = {
     "assessaccuracy": ["REPORT", *SCORES],
     "checkengine": ["REPORT", "TEXT"],
     "classify": ["OUTPUT", "CONFIDENCE", "PROBABILITIES"],
     "describemodel": ["REPORT"],
+    "distillbackbone": ["OUTPUT", "REPORT", *RECONSTRUCTION],
+    "estimate": ["OUTPUT"],
+    "pretrainteacher": ["OUTPUT", "REPORT", *RECONSTRUCTION],
     "trainclassifier": ["OUTPUT", "REPORT", *SCORES],
+    "trainregression": ["OUTPUT", "REPORT", "RMSE", "MAE", "R2"],
 }
 NAMES = sorted(PARAMETERS)
 
@@ -73,6 +107,36 @@ def test_choices_are_given_by_name(algorithm, parameter, choices):
     assert definition.usesStaticStrings()
     assert definition.options() == choices
     assert definition.defaultValue() == "auto"
+
+
+WORDS = {
+    "PRESET": ["laptop", "small64", "base128", "d512", "vit_b"],
+    "HIDE": ["informative", "plain"],
+    "FEATURE_LOSS": ["kl", "mse"],
+    "FEATURE_LAYERS": ["last", "quarters"],
+    "ALIGNMENT": ["mean", "response", "nearest"],
+}
+
+
+@pytest.mark.parametrize("parameter", sorted(WORDS))
+def test_choices_of_distillation_begin_with_the_default(algorithm, parameter):
+    definition = algorithm("distillbackbone").parameterDefinition(parameter)
+    assert definition.usesStaticStrings()
+    assert definition.options() == WORDS[parameter]
+    assert definition.defaultValue() == WORDS[parameter][0]
+
+
+def test_most_people_need_six_parameters_to_distil(algorithm):
+    definitions = algorithm("distillbackbone").parameterDefinitions()
+    plain = [item.name() for item in definitions if "+" not in describe(item)]
+    assert plain == ["INPUT", "TEACHER", "PRESET", "EPOCHS", "OUTPUT", "REPORT"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_numbers_begin_within_their_range(algorithm, name):
+    for item in algorithm(name).parameterDefinitions():
+        if item.type() == "number" and item.defaultValue() is not None:
+            assert item.minimum() <= item.defaultValue() <= item.maximum(), item.name()
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -139,7 +203,8 @@ def test_icons_differ(plugin):
 def test_every_file_of_the_folder_is_an_algorithm(plugin):
     from hyperkd.hyperkd_qgis.algorithms import algorithm_classes
 
-    helpers = {"__init__", "base", "parameters", "values"}
+    shared = {"prediction", "pretraining", "training"}
+    helpers = {"__init__", "base", "parameters", "values", *shared}
     files = {path.stem for path in (ROOT / "hyperkd_qgis" / "algorithms").glob("*.py")}
     assert {found.command for found in algorithm_classes()} == files - helpers
 

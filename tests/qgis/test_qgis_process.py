@@ -9,7 +9,17 @@ import time
 
 import pytest
 
-NAMES = ("assessaccuracy", "checkengine", "classify", "describemodel", "trainclassifier")
+NAMES = (
+    "assessaccuracy",
+    "checkengine",
+    "classify",
+    "describemodel",
+    "distillbackbone",
+    "estimate",
+    "pretrainteacher",
+    "trainclassifier",
+    "trainregression",
+)
 
 # Debian 12's qgis_process hands an option to the program that it does not know (qgis/QGIS#57683)
 PROGRAM = shutil.which("qgis_process.bin") or shutil.which("qgis_process")

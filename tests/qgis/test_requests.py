@@ -19,31 +19,6 @@ from qgis.core import (
 from qgis.PyQt.QtGui import QColor
 
 
-class RecordingClient:
-    """Takes the engine's place, and looks at the exported files while they are there."""
-
-    def __init__(self):
-        self.command = self.parameters = None
-        self.inspect = lambda parameters: None
-        self.seen = None
-
-    def run(self, command, parameters, listener):
-        self.command, self.parameters = command, parameters
-        self.seen = self.inspect(parameters)
-        return {}
-
-    def close(self):
-        pass
-
-
-@pytest.fixture
-def client(session):
-    recording = RecordingClient()
-    session.client.close()
-    session.client = recording
-    return recording
-
-
 @pytest.fixture(autouse=True)
 def a_model(tmp_path, monkeypatch):
     folder = tmp_path / "models" / "tiny"

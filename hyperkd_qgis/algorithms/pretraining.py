@@ -1,0 +1,99 @@
+"""What the trainings without labels share: a preset, a checkpoint to go on from, scores."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, ClassVar
+
+from qgis.core import QgsProcessingOutputDefinition, QgsProcessingParameterDefinition
+
+from . import parameters as make
+from .base import EngineAlgorithm
+from .values import ValueReader
+
+DEFAULT_EPOCHS = 200
+DEFAULT_VALIDATION = 0.2
+DEFAULT_MASK_RATIO = 0.75
+MAX_BATCH = 4096
+CHECKPOINT_SUFFIX = ".checkpoint.safetensors"
+
+SCORES = {
+    "PSNR_DB": "Peak signal-to-noise ratio of hidden places (dB)",
+    "SSIM": "Structural similarity of hidden places",
+    "SPECTRAL_ANGLE_DEG": "Spectral angle of hidden places (degrees)",
+    "PSNR_DB_WHOLE": "Peak signal-to-noise ratio of whole tiles (dB)",
+    "SSIM_WHOLE": "Structural similarity of whole tiles",
+    "SPECTRAL_ANGLE_DEG_WHOLE": "Spectral angle of whole tiles (degrees)",
+}
+
+
+class Pretraining(EngineAlgorithm):
+    """Trains an encoder on scenes alone, by hiding parts of them."""
+
+    section = ("backbones", "Backbones")
+    presets: ClassVar[tuple[str, ...]] = ()
+    """Sizes of the model; the first is the default."""
+
+    def define_teacher(self) -> Iterable[QgsProcessingParameterDefinition]:
+        """List what comes between the scenes and the preset."""
+        return ()
+
+    def define_method(self) -> Iterable[QgsProcessingParameterDefinition]:
+        """List the advanced parameters of the method itself."""
+        return ()
+
+    def define(self) -> Iterable[QgsProcessingParameterDefinition]:
+        """List the parameters."""
+        yield make.scenes("INPUT", self.tr("Scenes"))
+        yield from self.define_teacher()
+        yield make.choice("PRESET", self.tr("Size of the model"), self.presets)
+        yield make.epochs("EPOCHS", self.tr("Epochs"), DEFAULT_EPOCHS)
+        yield from (make.advanced(definition) for definition in self._define_advanced())
+        yield make.package("OUTPUT", self.tr("Model package"))
+        yield make.html_report("REPORT", self.tr("Report"))
+
+    def _define_advanced(self) -> Iterable[QgsProcessingParameterDefinition]:
+        yield make.switch("RESUME", self.tr("Go on with a run that was interrupted"))
+        yield make.number(
+            "MASK_RATIO",
+            self.tr("Share of each tile that is hidden"),
+            DEFAULT_MASK_RATIO,
+            0.1,
+            0.95,
+        )
+        yield from self.define_method()
+        yield make.whole_number("BATCH_SIZE", self.tr("Tiles in a step"), None, 1, MAX_BATCH)
+        yield make.number("LEARNING_RATE", self.tr("Learning rate"), None, 1e-7, 0.1)
+        yield make.validation(
+            "VALIDATION", self.tr("Share of the ground held out"), DEFAULT_VALIDATION
+        )
+        yield make.seed("SEED", self.tr("Seed"))
+        yield make.table("BANDS", self.tr("Band table (CSV)"))
+        yield make.device("DEVICE", self.tr("Device"))
+        yield make.require_gpu("REQUIRE_GPU", self.tr("Stop when there is no usable GPU"))
+        yield make.precision("PRECISION", self.tr("Precision"))
+        yield from self.define_package_texts()
+
+    def define_outputs(self) -> Iterable[QgsProcessingOutputDefinition]:
+        """List the scores on tiles that were held out."""
+        return self.number_outputs(SCORES)
+
+    def find_problem(self, values: ValueReader) -> str:
+        """Check that there is a place from which an interrupted run can go on."""
+        if values.flag("RESUME") and "OUTPUT" not in values.output_paths():
+            return self.tr(
+                "A run can only go on when its OUTPUT is the same file as before: name that file, "
+                "or switch RESUME off."
+            )
+        return ""
+
+    def cancelled_text(self, request: dict[str, Any]) -> str:
+        """Say where the checkpoint is, when there is one."""
+        checkpoint = Path(f"{request['output']}{CHECKPOINT_SUFFIX}")
+        if not checkpoint.is_file():
+            return super().cancelled_text(request)
+        return self.tr(
+            "Cancelled. What was learnt until now is in {checkpoint}: run again with the same "
+            "settings and RESUME to go on from there."
+        ).format(checkpoint=checkpoint)
