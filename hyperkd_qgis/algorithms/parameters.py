@@ -59,7 +59,9 @@ def model(
 
 def scenes(name: str, title: str) -> QgsProcessingParameterDefinition:
     """Ask for one or more rasters."""
-    return QgsProcessingParameterMultipleLayers(name, title, QgsProcessing.TypeRaster)
+    definition = QgsProcessingParameterMultipleLayers(name, title, QgsProcessing.TypeRaster)
+    definition.setMinimumNumberInputs(1)  # else an empty list is taken as well
+    return definition
 
 
 def labels(name: str, title: str) -> QgsProcessingParameterDefinition:
