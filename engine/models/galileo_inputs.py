@@ -102,7 +102,7 @@ class PerKind:
     def unflatten(self, sequence: Tensor) -> PerKind:
         """The inverse of `flatten`: (B, N, D) to four tensors shaped as these masks, with D."""
         counts = [part[0].numel() for part in self.parts()]
-        pieces: tuple[Tensor, ...] = torch.split(sequence, counts, dim=1)  # type: ignore[no-untyped-call]
+        pieces: tuple[Tensor, ...] = torch.split(sequence, counts, dim=1)
         shaped = [
             piece.reshape(*part.shape, -1) for piece, part in zip(pieces, self.parts(), strict=True)
         ]

@@ -29,6 +29,7 @@ class Architecture(NamedTuple):
 
 # The only code that a package can start: a key that is not here is refused.
 ARCHITECTURES: dict[str, Architecture] = {
+    "galileo": Architecture("engine.models.galileo", "GalileoEncoder", "GalileoConfig"),
     "hyperkd-classifier": Architecture(
         "engine.models.classifier", "HyperKDClassifier", "ClassifierConfig"
     ),
@@ -36,6 +37,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "hyperkd-regressor": Architecture(
         "engine.models.regressor", "HyperKDRegressor", "RegressorConfig"
     ),
+    "prithvi-mae": Architecture("engine.models.prithvi", "PrithviMAE", "PrithviConfig"),
 }
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from engine.errors import PackageError
 from engine.packages.files import METADATA_NAME, is_package, read_file
 from engine.packages.item import parse_item
+from engine.packages.metadata import Task
 
 USER_FOLDER_VARIABLE = "HYPERKD_MODELS"
 
@@ -29,11 +30,15 @@ class InstalledPackage:
         name: of its folder, or of its zip file without ``.zip``.
         title: for people.
         path: folder or zip file.
+        task: what it is for, of `engine.packages.metadata.Task`.
+        architecture: key of `engine.packages.build.ARCHITECTURES`.
     """
 
     name: str
     title: str
     path: Path
+    task: Task
+    architecture: str
 
 
 def plugin_models_folder() -> Path:
@@ -82,7 +87,10 @@ def list_packages() -> tuple[InstalledPackage, ...]:
         except PackageError as error:
             _logger.warning("The model package %s is left out: %s", path, error)
             continue
-        packages.append(InstalledPackage(name, item.properties.title, path))
+        about = item.properties
+        packages.append(
+            InstalledPackage(name, about.title, path, about.tasks[0], about.architecture)
+        )
     return tuple(packages)
 
 
