@@ -52,7 +52,7 @@ ROWS = (
     Row(
         "engine/training/*",
         (*EVERYWHERE, "engine.training", "engine.packages", "engine.models", "engine.raster",
-         "engine.report", "matplotlib", "numpy", "torch", "torchmetrics", "sklearn",
+         "engine.report", "matplotlib", "numpy", "safetensors", "torch", "torchmetrics", "sklearn",
          "lightning_fabric", "einops"),
     ),
     Row(
