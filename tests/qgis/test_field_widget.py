@@ -1,7 +1,12 @@
 """The field with the classes: of a layer that may be vector or raster."""
 
 import pytest
-from qgis.core import QgsProcessingContext, QgsProject, QgsRasterLayer
+from qgis.core import (
+    QgsGraduatedSymbolRenderer,
+    QgsProcessingContext,
+    QgsProject,
+    QgsRasterLayer,
+)
 from qgis.PyQt.QtWidgets import QDialog
 
 
@@ -11,16 +16,24 @@ class AlgorithmDialog(QDialog):
 
 @pytest.fixture
 def wrappers(plugin, algorithm, qtbot, labels, scene_path):
+    yield from _wrappers(algorithm("trainclassifier"), "CLASS_FIELD", qtbot, labels, scene_path)
+
+
+@pytest.fixture
+def value_wrappers(plugin, algorithm, qtbot, labels, scene_path):
+    yield from _wrappers(algorithm("trainregression"), "VALUE_FIELD", qtbot, labels, scene_path)
+
+
+def _wrappers(made, field, qtbot, labels, scene_path):
     from processing.gui.wrappers import WidgetWrapperFactory
 
     raster = QgsRasterLayer(scene_path, "raster")
     QgsProject.instance().addMapLayers([labels, raster])
     dialog = AlgorithmDialog()
     qtbot.addWidget(dialog)
-    made = algorithm("trainclassifier")
     found = {
         name: WidgetWrapperFactory.create_wrapper(made.parameterDefinition(name), dialog)
-        for name in ("TRAINING", "CLASS_FIELD")
+        for name in ("TRAINING", field)
     }
     context = QgsProcessingContext()
     context.setProject(QgsProject.instance())
@@ -78,3 +91,17 @@ def test_no_field_is_no_value(wrappers):
     wrappers["choose"](wrappers["labels"])
     wrappers["CLASS_FIELD"].setParameterValue(None, wrappers["context"])
     assert wrappers["CLASS_FIELD"].parameterValue() is None
+
+
+def test_values_are_in_fields_of_numbers(value_wrappers):
+    value_wrappers["choose"](value_wrappers["labels"])
+    box = value_wrappers["VALUE_FIELD"].widget
+    assert [box.itemText(index) for index in range(box.count())] == ["", "fid"]
+    assert value_wrappers["VALUE_FIELD"].parameterValue() is None
+
+
+def test_values_are_those_that_the_layer_is_coloured_by(value_wrappers):
+    value_wrappers["choose"](value_wrappers["raster"])
+    value_wrappers["labels"].setRenderer(QgsGraduatedSymbolRenderer("fid"))
+    value_wrappers["choose"](value_wrappers["labels"])
+    assert value_wrappers["VALUE_FIELD"].parameterValue() == "fid"

@@ -10,10 +10,17 @@ from qgis.PyQt.QtWidgets import QDialog, QFileDialog
 
 @pytest.fixture(autouse=True)
 def models(tmp_path, monkeypatch):
-    for name, title in (("alps", "Alps, EnMAP"), ("berlin", "Berlin land cover")):
+    for name, title, task, architecture in (
+        ("alps", "Alps, EnMAP", "semantic-segmentation", "hyperkd-classifier"),
+        ("berlin", "Berlin land cover", "semantic-segmentation", "hyperkd-classifier"),
+        ("carbon", "Soil organic carbon", "regression", "hyperkd-regressor"),
+        ("encoder", "Encoder of Berlin", "generative", "hyperkd-backbone"),
+        ("hls", "Our own teacher", "generative", "prithvi-mae"),
+    ):
         folder = tmp_path / name
         folder.mkdir()
-        item = {"properties": {"title": title}}
+        kind = {"mlm:tasks": [task], "mlm:architecture": architecture}
+        item = {"properties": {"title": title, **kind}}
         (folder / "model.json").write_text(json.dumps(item), encoding="utf-8")
     monkeypatch.setenv("HYPERKD_MODELS", str(tmp_path))
     return tmp_path
@@ -22,9 +29,10 @@ def models(tmp_path, monkeypatch):
 @pytest.fixture
 def box(plugin, qtbot):
     from hyperkd.hyperkd_qgis.gui.model_box import ModelBox
-    from hyperkd.hyperkd_qgis.model_catalogue import installed_models, user_folder
+    from hyperkd.hyperkd_qgis.model_catalogue import USES, installed_models, user_folder
 
-    widget = ModelBox(installed_models(user_folder()))
+    models = installed_models(user_folder())
+    widget = ModelBox([model for model in models if USES["classifier"].accepts(model)])
     qtbot.addWidget(widget)
     widget.show()
     return widget
@@ -82,6 +90,27 @@ def test_a_browser_that_is_closed_changes_nothing(box, monkeypatch):
     assert box.value() == "berlin"
 
 
+def test_browsing_for_a_checkpoint(plugin, qtbot, monkeypatch):
+    from hyperkd.hyperkd_qgis.gui.model_box import ModelBox
+
+    asked = []
+
+    def open_file(parent, title, folder, filters):
+        asked.append(filters)
+        return "/data/prithvi.pt", ""
+
+    monkeypatch.setattr(QFileDialog, "getOpenFileName", open_file)
+    box = ModelBox([], checkpoints=True)
+    qtbot.addWidget(box)
+    box.button.menu().actions()[2].trigger()
+    assert box.value() == "/data/prithvi.pt"
+    assert asked == ["Checkpoints (*.pt *.pth *.bin *.safetensors)"]
+
+
+def test_where_no_checkpoint_serves_none_is_offered(box):
+    assert [action.text() for action in box.button.menu().actions()] == ["Zip file…", "Folder…"]
+
+
 def test_changes_are_told(box, qtbot):
     with qtbot.waitSignal(box.changed, timeout=1000):
         box.combo.setCurrentIndex(1)
@@ -116,6 +145,53 @@ def test_dialog_and_batch_have_the_list(plugin, algorithm, qtbot, dialog_class):
     wrapper.setParameterValue("berlin", QgsProcessingContext())
     assert wrapper.parameterValue() == "berlin"
     assert (wrapper.label is None) == (dialog_class is BatchAlgorithmDialog)
+
+
+def offered(wrapper):
+    """List the names that a wrapper offers, but for those that come with the plugin."""
+    combo = wrapper.widget.combo
+    names = {combo.itemData(index) for index in range(combo.count())}
+    return names & {"", "alps", "berlin", "carbon", "encoder", "hls"}
+
+
+@pytest.mark.parametrize("dialog_class", [AlgorithmDialog, BatchAlgorithmDialog])
+@pytest.mark.parametrize(
+    ("name", "parameter", "expected"),
+    [
+        ("classify", "MODEL", {"alps", "berlin"}),
+        ("estimate", "MODEL", {"carbon"}),
+        ("describemodel", "MODEL", {"alps", "berlin", "carbon", "encoder", "hls"}),
+        ("trainclassifier", "BACKBONE", {"", "alps", "berlin", "encoder"}),
+        ("trainregression", "BACKBONE", {"", "alps", "berlin", "encoder"}),
+        ("distillbackbone", "TEACHER", {"hls"}),
+    ],
+)
+def test_each_parameter_offers_what_serves(
+    plugin, algorithm, qtbot, dialog_class, name, parameter, expected
+):
+    dialog = dialog_class()
+    qtbot.addWidget(dialog)
+    assert offered(make_wrapper(algorithm, name, parameter, dialog)) == expected
+
+
+def test_the_teacher_is_the_packaged_one_and_may_be_a_checkpoint(plugin, algorithm, qtbot):
+    dialog = AlgorithmDialog()
+    qtbot.addWidget(dialog)
+    wrapper = make_wrapper(algorithm, "distillbackbone", "TEACHER", dialog)
+    assert wrapper.parameterValue() == "galileo-nano"
+    assert [action.text() for action in wrapper.widget.button.menu().actions()][2] == "Checkpoint…"
+
+
+def test_small_learning_rates_keep_their_digits(plugin, algorithm, qtbot):
+    dialog = AlgorithmDialog()
+    qtbot.addWidget(dialog)
+    wrapper = make_wrapper(algorithm, "distillbackbone", "LEARNING_RATE", dialog)
+    context = QgsProcessingContext()
+    kept = wrapper.createWrappedWidget(context)
+    assert wrapper.parameterValue() is None
+    wrapper.setParameterValue(0.0000094, context)
+    assert wrapper.parameterValue() == pytest.approx(0.0000094, rel=1e-6)
+    kept.deleteLater()
 
 
 def test_an_optional_model_can_stay_empty(plugin, algorithm, qtbot):

@@ -53,10 +53,11 @@ def environment(tmp_path_factory, plugins_folder, fake_python):
 
 @pytest.fixture
 def call(environment):
-    def run(*arguments, **variables):
+    def run(*arguments, given=None, **variables):
         return subprocess.run(
             [PROGRAM, *arguments],
             env={**environment, **variables},
+            input=given,
             capture_output=True,
             text=True,
             timeout=120,
@@ -172,3 +173,71 @@ def test_layers_of_a_geopackage_are_taken(call, scene_path, tmp_path, labels):
         *(f"--REFERENCE={path}|layername=places", "--CLASS_FIELD=class"),
     )
     assert "KAPPA" in results_of(answer)
+
+
+@pytest.fixture
+def teacher(tmp_path):
+    path = tmp_path / "teacher.safetensors"
+    path.write_bytes(b"weights")
+    return path
+
+
+def test_distil_a_backbone(call, scene_path, tmp_path, teacher):
+    answer = call(
+        *("run", "hyperkd:distillbackbone", "--json", f"--INPUT={scene_path}"),
+        *(f"--TEACHER={teacher}", "--PRESET=small64", f"--OUTPUT={tmp_path / 'mine.zip'}"),
+    )
+    results = results_of(answer)
+    assert results["PSNR_DB"] == 30.5
+    assert results["OUTPUT"] == str(tmp_path / "mine.zip")
+
+
+def test_pretrain_a_teacher_from_several_scenes(call, scene_path, tiny, tmp_path):
+    other = tiny.write(tmp_path / "other.tif")
+    answer = call(
+        *("run", "hyperkd:pretrainteacher", "--json", f"--INPUT={scene_path}"),
+        *(f"--INPUT={other}", "--PRESET=prithvi-100m", f"--OUTPUT={tmp_path / 'mine.zip'}"),
+    )
+    assert results_of(answer)["SPECTRAL_ANGLE_DEG_WHOLE"] == 2.5
+
+
+def test_train_a_regression_and_estimate(call, scene_path, tiny, tmp_path):
+    values = tiny.write(tmp_path / "values.tif", bands=1)
+    answer = call(
+        *("run", "hyperkd:trainregression", "--json", f"--INPUT={scene_path}"),
+        *(f"--TRAINING={values}", "--UNIT=g/kg", f"--OUTPUT={tmp_path / 'carbon.zip'}"),
+    )
+    assert results_of(answer)["R2"] == -0.5
+    answer = call(
+        *("run", "hyperkd:estimate", "--json", f"--INPUT={scene_path}"),
+        *(f"--MODEL={tmp_path / 'carbon.zip'}", f"--OUTPUT={tmp_path / 'carbon.tif'}"),
+    )
+    assert results_of(answer) == {"OUTPUT": str(tmp_path / "carbon.tif")}
+
+
+def test_an_unknown_word_ends_with_a_sentence(call, scene_path, tmp_path, teacher):
+    answer = call(
+        *("run", "hyperkd:distillbackbone", f"--INPUT={scene_path}", "--PRESET=huge"),
+        *(f"--TEACHER={teacher}", f"--OUTPUT={tmp_path / 'mine.zip'}"),
+    )
+    assert answer.returncode != 0
+    assert "PRESET" in answer.stdout + answer.stderr
+
+
+def test_parameters_as_json(call, scene_path, tmp_path, teacher):
+    """Numbers, words and switches as they are in JSON; QGIS reads it from 3.24 on."""
+    from qgis.core import Qgis
+
+    if Qgis.QGIS_VERSION_INT < 32400:
+        pytest.skip("this qgis_process takes no parameters as JSON")
+    inputs = {
+        "INPUT": [scene_path],
+        "TEACHER": str(teacher),
+        "PRESET": "laptop",
+        "EPOCHS": 3,
+        "LEARNING_RATE": 0.0001,
+        "COPY_TEACHER": True,
+        "OUTPUT": str(tmp_path / "mine.zip"),
+    }
+    answer = call("run", "hyperkd:distillbackbone", "-", given=json.dumps({"inputs": inputs}))
+    assert results_of(answer)["OUTPUT"] == str(tmp_path / "mine.zip")

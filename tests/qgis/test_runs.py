@@ -34,6 +34,14 @@ def a_model(tmp_path, monkeypatch):
     monkeypatch.setenv("HYPERKD_MODELS", str(folder.parent))
 
 
+@pytest.fixture
+def teacher(tmp_path):
+    """A file that the fake engine does not look into."""
+    path = tmp_path / "teacher.pt"
+    path.write_bytes(b"weights")
+    return {"TEACHER": str(path)}
+
+
 def parameters(scene, output="TEMPORARY_OUTPUT", **more):
     return {"INPUT": scene, "MODEL": "tiny", "OUTPUT": output, **more}
 
@@ -87,6 +95,39 @@ def test_assess_accuracy(plugin, scene_path, labels):
 def test_describe_model_reports_without_being_asked_where(plugin, scene_path):
     result = processing.run("hyperkd:describemodel", {"MODEL": "tiny", "INPUT": scene_path})
     assert Path(result["REPORT"]).read_text(encoding="utf-8").startswith("<html>")
+
+
+RECONSTRUCTION = {"PSNR_DB": 30.5, "SSIM": 0.9, "SPECTRAL_ANGLE_DEG": 2.5}
+
+
+@pytest.mark.parametrize("name", ["distillbackbone", "pretrainteacher"])
+def test_backbones_and_teachers_have_their_scores(plugin, scene_path, tmp_path, teacher, name):
+    package = str(tmp_path / "mine.zip")
+    values = {"INPUT": [scene_path], "OUTPUT": package, **(teacher if "dist" in name else {})}
+    result = processing.run(f"hyperkd:{name}", values)
+    whole = {f"{score}_WHOLE": value for score, value in RECONSTRUCTION.items()}
+    assert result == {"OUTPUT": package, **RECONSTRUCTION, **whole}
+
+
+def test_a_cancelled_distillation_says_where_it_can_be_gone_on_with(
+    plugin, scene_path, tmp_path, teacher, heard
+):
+    hearing = heard(cancel_at=0.1)
+    values = {"INPUT": [scene_path], "SEED": 99, "OUTPUT": str(tmp_path / "mine.zip"), **teacher}
+    with pytest.raises(
+        QgsProcessingException, match=r"mine\.zip\.checkpoint\.safetensors: run again .* RESUME"
+    ):
+        processing.run("hyperkd:distillbackbone", values, feedback=hearing.feedback)
+
+
+def test_train_regression(plugin, scene_path, tiny, tmp_path):
+    values = tiny.write(tmp_path / "values.tif", bands=1)
+    result = processing.run(
+        "hyperkd:trainregression",
+        {"INPUT": [scene_path], "TRAINING": values, "OUTPUT": str(tmp_path / "mine.zip")},
+    )
+    scores = {"RMSE": 1.5, "MAE": 1.25, "R2": -0.5}
+    assert result == {"OUTPUT": str(tmp_path / "mine.zip"), **scores}
 
 
 def test_check_engine(plugin, heard, tmp_path):
@@ -288,11 +329,11 @@ def test_a_model_says_that_the_engine_is_missing(plugin, monkeypatch, tmp_path, 
 # The layers that arrive
 
 
-def load_results(values, context, qtbot):
+def load_results(values, context, qtbot, name="classify"):
     """Run as the dialog does: in a task, then load the layers in the main thread."""
     from processing.gui.Postprocessing import handleAlgorithmResults
 
-    algorithm = QgsApplication.processingRegistry().createAlgorithmById("hyperkd:classify")
+    algorithm = QgsApplication.processingRegistry().createAlgorithmById(f"hyperkd:{name}")
     context.setProject(QgsProject.instance())
     done = []
     task = QgsProcessingAlgRunnerTask(algorithm, values, context)
@@ -335,6 +376,61 @@ def test_both_layers_arrive_styled_named_and_in_a_group(plugin, scene, project, 
     assert [entry.color.name() for entry in classes.classes()] == ["#c81e1e", "#1ec81e"]
     assert confidence.type() == "singlebandpseudocolor"
     assert (confidence.classificationMin(), confidence.classificationMax()) == (0.0, 1.0)
+
+
+def test_an_estimate_arrives_with_its_quantity_and_unit(plugin, scene, project, qtbot):
+    project.addMapLayer(scene)
+    load_results(parameters(scene, to_project()), QgsProcessingContext(), qtbot, "estimate")
+    group = project.layerTreeRoot().findGroup("HyperKD: Berlin")
+    [node] = group.findLayers()
+    assert node.name() == "Soil organic carbon of Berlin"
+    renderer = node.layer().renderer()
+    assert renderer.type() == "singlebandpseudocolor"
+    assert (renderer.classificationMin(), renderer.classificationMax()) == (10.0, 50.0)
+    function = renderer.shader().rasterShaderFunction()
+    assert function.legendSettings().suffix() == " g/kg"
+    assert [item.label for item in function.colorRampItemList()] == ["10", "20", "30", "40", "50"]
+
+
+def test_legend_of_an_estimate_is_continuous_and_titled(plugin, scene, project, qtbot):
+    from qgis.core import QgsColorRampLegendNode, QgsLayerTreeModel, QgsSimpleLegendNode
+
+    project.addMapLayer(scene)
+    load_results(parameters(scene, to_project()), QgsProcessingContext(), qtbot, "estimate")
+    [node] = project.layerTreeRoot().findGroup("HyperKD: Berlin").findLayers()
+    legend = QgsLayerTreeModel(project.layerTreeRoot())
+    legend.refreshLayerLegend(node)
+    nodes = legend.layerLegendNodes(node)
+    assert [type(item) for item in nodes] == [QgsSimpleLegendNode, QgsColorRampLegendNode]
+    assert nodes[0].data(0).startswith("Band 1: soil organic carbon")
+
+
+def test_range_of_a_style_file_counts_for_an_estimate(plugin, scene_path):
+    from hyperkd.hyperkd_qgis.layers import ramp_renderer, style_values
+    from qgis.core import QgsRasterLayer
+
+    layer = QgsRasterLayer(scene_path, "scene")
+    layer.setRenderer(ramp_renderer(layer, -2.0, 7.0))
+    style_values(layer)
+    renderer = layer.renderer()
+    assert (renderer.classificationMin(), renderer.classificationMax()) == (-2.0, 7.0)
+    assert renderer.shader().rasterShaderFunction().legendSettings().suffix() == ""
+
+
+def test_an_estimate_of_one_value_everywhere_keeps_qgis_own_style(plugin, scene_path):
+    from hyperkd.hyperkd_qgis.layers import style_values
+    from qgis.core import QgsRasterLayer
+
+    layer = QgsRasterLayer(scene_path, "scene")  # each band is filled with one value
+    kind = layer.renderer().type()
+    style_values(layer)
+    assert layer.renderer().type() == kind
+
+
+def test_a_file_that_is_gone_has_no_quantity(plugin, tmp_path):
+    from hyperkd.hyperkd_qgis.layers import Quantity, read_quantity
+
+    assert read_quantity(str(tmp_path / "gone.tif")) == Quantity()
 
 
 def test_layers_beside_a_chosen_one_make_no_group_in_the_group(plugin, scene, project):
