@@ -32,6 +32,8 @@ PRITHVI_HEADS = {192: 3, 256: 4, 768: 12, 1024: 16, 1280: 16}
 PRITHVI_DECODER_HEADS = {128: 4, 512: 16}
 GALILEO_HEADS = {128: 8, 192: 3, 768: 12}
 PUBLIC_IMAGE_PX = 224
+# Ten times what frequencies in float32 instead of float64 make of the largest public table.
+POSITION_ROUNDING = 1e-5
 
 _logger = logging.getLogger(__name__)
 
@@ -301,3 +303,21 @@ def _token_grid(table: Tensor, patch_px: int, hints: Mapping[str, Any]) -> tuple
         if side == PUBLIC_IMAGE_PX // patch_px:
             return frames, side
     return pairs[0] if pairs else (1, 1)
+
+
+def with_computed_positions(
+    state: Mapping[str, Tensor], config: PrithviConfig
+) -> dict[str, Tensor]:
+    """Replace the position tables by computed ones where they differ by no more than rounding.
+
+    The public loader computes them always; the stored ones of the two layouts were rounded
+    differently. A table that says something else is kept, because the weights were trained on it.
+    """
+    replaced = dict(state)
+    for name in ("encoder.pos_embed", "decoder.decoder_pos_embed"):
+        computed = position_table(config.grid, state[name].shape[-1])
+        if computed.shape == state[name].shape and torch.allclose(
+            computed, state[name].float(), atol=POSITION_ROUNDING, rtol=0
+        ):
+            replaced[name] = computed
+    return replaced

@@ -29,6 +29,7 @@ from engine.packages.teacher_layouts import (
     read_galileo_config,
     read_prithvi_config,
     recognise,
+    with_computed_positions,
 )
 from engine.raster.alignment import RangeBand
 from engine.raster.spectra import filled_fwhm_nm
@@ -248,7 +249,7 @@ def _build_prithvi(
     load_weights(
         network,
         {
-            **state,
+            **with_computed_positions(state, config),
             "band_mean": torch.tensor(statistics.mean_dn) / DN_PER_REFLECTANCE,
             "band_std": torch.tensor(statistics.std_dn) / DN_PER_REFLECTANCE,
         },

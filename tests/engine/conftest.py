@@ -137,6 +137,17 @@ def data_folder() -> Path:
     return folder.resolve()
 
 
+@pytest.fixture(scope="session")
+def fixtures_folder() -> Path:
+    """The folder of numbers that public code computed; tests that need it are skipped without."""
+    folder = Path(
+        os.environ.get("HYPERKD_FIXTURES", Path(__file__).parents[2] / "../shared/fixtures")
+    )
+    if not folder.is_dir():
+        pytest.skip(f"the fixtures are not here: {folder} (set HYPERKD_FIXTURES)")
+    return folder.resolve()
+
+
 @pytest.fixture(autouse=True)
 def _scenes_without_a_grid_are_allowed():
     """rasterio warns when the tests write or open one."""
