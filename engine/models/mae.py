@@ -7,10 +7,11 @@ ours, and those of the presets say what they were chosen for.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -52,9 +53,8 @@ class DecoderConfig:
             )
 
 
-@dataclass(frozen=True, eq=False)
-class StudentOutput:
-    """What the student says about a batch.
+class StudentOutput(NamedTuple):
+    """What the student says about a batch; a tuple, which every wrapper of a module can look into.
 
     Args:
         prediction: (B, M, p * p * C) normalised pixel vectors (`patchify`) of the hidden tokens.
@@ -189,17 +189,17 @@ def other_ids(ids: Tensor, count: int) -> Tensor:
     return named.argsort(dim=1, stable=True)[:, : count - ids.shape[1]]
 
 
-def compose(x: Tensor, output: StudentOutput, patch_px: int) -> Tensor:
+def compose(x: Tensor, output: StudentOutput) -> Tensor:
     """The composite image: what was visible, and the prediction where it was hidden.
 
     Args:
         x: (B, C, H, W) normalised.
         output: of the student for ``x``.
-        patch_px: side of a token.
 
     Returns:
         (B, C, H, W) float32, normalised.
     """
+    patch_px = math.isqrt(output.prediction.shape[-1] // x.shape[1])
     rows, cols = x.shape[-2] // patch_px, x.shape[-1] // patch_px
     tokens = put_tokens(patchify(x.float(), patch_px), output.ids_masked, output.prediction.float())
     return unpatchify(tokens, patch_px, rows, cols)

@@ -41,7 +41,8 @@ class MaskingSettings:
     Args:
         mask_ratio: share of hidden tokens, above 0 and below 1.
         guided_share: share of the ranking in a token's key, 0 to 1; the rest is chance. At 0 the
-            mask is that of MAE, whatever the image.
+            mask is that of MAE, whatever the image. From k / (k + 1/2) on, where k is the kept
+            share (a third when a quarter is kept), the first in the ranking are never shown.
         hide: "informative" hides tokens with high scores first, "plain" those with low ones.
         edge: weight of the edges in the score.
         texture: weight of fine detail.
