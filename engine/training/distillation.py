@@ -32,8 +32,10 @@ from engine.raster.alignment import Alignment, BandAlignment, Response, align_ba
 from engine.raster.band_presence import ENMAP_DROP_RANGES_NM, student_bands
 from engine.raster.scene import Scene
 from engine.training.distillation_loss import DistillationLoss, LossSettings
+from engine.training.held_out import HeldOutCheck, check_held_out
 from engine.training.masked_fit import FitHistory, FitSettings, fit, mae_learning_rate
 from engine.training.masking import MaskingSettings, TokenMask, draw_mask, token_scores
+from engine.training.reconstruction import ReconstructionResult
 from engine.training.run_checkpoint import RunCheckpoint, RunState
 from engine.training.scene_tiles import SceneTiles, TileBatch
 from engine.training.teacher_blocks import copy_blocks, num_heads
@@ -91,11 +93,18 @@ class DistilledBackbone:
         student: trained, on its device, in eval mode.
         alignment: for each scene how its bands became the teacher's; none without a teacher.
         history: what was logged.
+        held_out: scores and pictures of tiles that training did not see.
     """
 
     student: HyperKDStudent
     alignment: tuple[BandAlignment, ...]
     history: FitHistory
+    held_out: HeldOutCheck
+
+    @property
+    def scores(self) -> ReconstructionResult | None:
+        """Of the held-out tiles; None when there are none."""
+        return self.held_out.scores
 
     @property
     def encoder(self) -> HyperKDEncoder:
@@ -175,7 +184,35 @@ def distill(
         checkpoint=checkpoint,
         resume=resume,
     )
-    return DistilledBackbone(task.student.eval(), task.alignment, history)
+    return finish(task, tiles, history, fabric.device, feedback)
+
+
+def finish(
+    task: DistillationTask,
+    tiles: SceneTiles,
+    history: FitHistory,
+    device: torch.device,
+    feedback: Feedback,
+) -> DistilledBackbone:
+    """Look at the held-out tiles with a student that is trained.
+
+    Args:
+        task: whose student is trained, on the device.
+        tiles: see `distill`.
+        history: of the training.
+        device: of the student.
+        feedback: asked whether to go on.
+    """
+    task.student.eval()
+    held_out = check_held_out(
+        task,
+        tiles,
+        task.settings.masking.mask_ratio,
+        batch_tiles=task.settings.fit.batch_tiles,
+        device=device,
+        feedback=feedback,
+    )
+    return DistilledBackbone(task.student, task.alignment, history, held_out)
 
 
 class DistillationTask:
@@ -201,7 +238,7 @@ class DistillationTask:
                 f"The tiles are of {tiles.shape.tile_px} px with tokens of {tiles.shape.patch_px} "
                 f"px; the preset {preset.name} has {preset.tile_size_px} and {preset.patch_px} px."
             )
-        self._settings = settings
+        self.settings = settings
         self._loss = DistillationLoss(settings.loss)
         used = teacher if settings.loss.features > 0 else None
         self._teacher = None if used is None else used.network
@@ -214,7 +251,6 @@ class DistillationTask:
         )
         self._autocast: Callable[[], AbstractContextManager[None]] = nullcontext
         self.student = _new_student(tiles, teacher, used, settings)
-        self.model: nn.Module = _AsTuple(self.student)
 
     def attach(self, fabric: Fabric) -> None:
         """Bring what is not trained to a device and its precision; the model is the loop's."""
@@ -223,36 +259,52 @@ class DistillationTask:
         if self._teacher is not None:
             self._teacher.to(fabric.device)
 
+    @property
+    def model(self) -> HyperKDStudent:
+        """What is trained."""
+        return self.student
+
+    @property
+    def patch_px(self) -> int:
+        """Side of a token."""
+        return self.settings.preset.patch_px
+
+    @property
+    def statistics(self) -> tuple[Tensor, Tensor]:
+        """(C,) mean and (C,) spread of the normalisation."""
+        return self.student.encoder.band_mean, self.student.encoder.band_std
+
+    def normalised(self, batch: TileBatch) -> Tensor:
+        """(B, C, P, P) what the student sees: standardised, 0 where nothing was measured."""
+        known = batch.valid[:, None] & batch.band_present[:, :, None, None]
+        return self.student.encoder.normalise(batch.reflectance).masked_fill(~known, 0.0)
+
+    def predict(self, x: Tensor, ids_keep: Tensor) -> StudentOutput:
+        """Predict the tokens that are not kept."""
+        output: StudentOutput = self.student(x, ids_keep)
+        return output
+
     def losses(
         self, model: nn.Module, batch: TileBatch, generator: torch.Generator
     ) -> dict[str, Tensor]:
         """The loss of a batch and its terms; see `masked_fit.MaskedTask`."""
-        mask = self.draw(batch, self._settings.masking, generator)
-        x = normalised(self.student.encoder, batch)
-        prediction, ids_masked, *features = model(x, mask.ids_keep)
-        output = StudentOutput(prediction, ids_masked, tuple(features))
-        encoder = self.student.encoder
+        mask = self.draw(batch, self.settings.masking, generator)
+        x = self.normalised(batch)
+        output: StudentOutput = model(x, mask.ids_keep)
+        theirs = self._teacher_features(batch, mask)
         return self._loss(
-            output,
-            x,
-            batch.valid,
-            batch.band_present,
-            self._teacher_features(batch, mask),
-            encoder.band_mean,
-            encoder.band_std,
-            generator,
+            output, x, batch.valid, batch.band_present, theirs, *self.statistics, generator
         )
 
     def draw(
         self, batch: TileBatch, masking: MaskingSettings, generator: torch.Generator
     ) -> TokenMask:
         """Draw the tokens to hide, by the brightness of the bands that are present."""
-        patch_px = self._settings.preset.patch_px
-        token_valid = valid_tokens(batch.valid, patch_px)
+        token_valid = valid_tokens(batch.valid, self.patch_px)
         if masking.guided_share > 0:
             bands = batch.band_present.sum(dim=1).clamp_min(1)
             guide = batch.reflectance.sum(dim=1) / bands[:, None, None]
-            scores = token_scores(guide, batch.valid, patch_px, masking)
+            scores = token_scores(guide, batch.valid, self.patch_px, masking)
         else:
             scores = torch.zeros(token_valid.shape, device=token_valid.device)
         return draw_mask(scores, token_valid, masking, generator)
@@ -262,7 +314,7 @@ class DistillationTask:
         """What the teacher says of the same tokens; none without a teacher."""
         if self._teacher is None:
             return ()
-        side = self._settings.preset.tile_size_px // self._settings.preset.patch_px
+        side = batch.valid.shape[-1] // self.patch_px
         aligned = self._weights[batch.scene_index] @ batch.reflectance.flatten(2)
         with self._autocast():
             return self._teacher.features(
@@ -273,25 +325,6 @@ class DistillationTask:
                 pixel_size_m=batch.pixel_size_m,
                 taps=self._taps,
             )
-
-
-class _AsTuple(nn.Module):
-    """The student with a plain tuple as its output, which Fabric and DDP can look into."""
-
-    def __init__(self, student: HyperKDStudent) -> None:
-        super().__init__()
-        self.student = student
-
-    def forward(self, x: Tensor, ids_keep: Tensor) -> tuple[Tensor, ...]:
-        """Same as the student's: prediction, hidden tokens, then the features of each tap."""
-        output: StudentOutput = self.student(x, ids_keep)
-        return output.prediction, output.ids_masked, *output.features
-
-
-def normalised(encoder: HyperKDEncoder, batch: TileBatch) -> Tensor:
-    """(B, C, P, P) what the student sees: standardised, 0 where nothing was measured."""
-    known = batch.valid[:, None] & batch.band_present[:, :, None, None]
-    return encoder.normalise(batch.reflectance).masked_fill(~known, 0.0)
 
 
 def align_scenes(
