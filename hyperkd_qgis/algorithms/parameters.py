@@ -24,7 +24,9 @@ PRECISIONS = ("auto", "float32", "bfloat16")
 
 MAX_SEED = 2**31 - 1
 MAX_EPOCHS = 10_000
-DECIMALS = 9  # of a number's box; learning rates are small
+# digits that a number's box shows and takes; learning rates are small
+DECIMALS = 4
+SMALL_DECIMALS = 9
 
 # as text: the widget is imported where there is a window, never in qgis_process
 _GUI = f"{__name__.rsplit('.', 2)[0]}.gui"
@@ -120,8 +122,8 @@ def number(
         minValue=least,
         maxValue=most,
     )
-    if default is None:
-        definition.setMetadata({"widget_wrapper": {"decimals": DECIMALS}})
+    digits = SMALL_DECIMALS if default is None else DECIMALS
+    definition.setMetadata({"widget_wrapper": {"decimals": digits}})
     return definition
 
 

@@ -13,11 +13,15 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from osgeo import gdal
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
 SCENE = ROOT / "resources" / "sample" / "EnMAP_BerlinUrbanGradient.bsq"
 LIMIT_S = 240
+FINE_M = 3.0  # of labels that are counted in a scene's pixels
+UNKNOWN = -1.0
+PICTURES = Path(os.environ.get("HYPERKD_SCREENSHOTS") or ROOT / "build" / "desktop")
 
 # Debian's wrapper script hands on options of its own
 PROGRAM = shutil.which("qgis.bin") or shutil.which("qgis")
@@ -86,9 +90,37 @@ def copy_labels(folder):
     return shutil.copy(SCENE.with_name("LandCov_BerlinUrbanGradient.gpkg"), folder)
 
 
-@pytest.fixture
-def outcome(tmp_path):
-    pictures = Path(os.environ.get("HYPERKD_SCREENSHOTS") or ROOT / "build" / "desktop")
+def write_vegetation(labels, folder):
+    """Make a raster of the share of vegetation in each labelled pixel of the scene, in percent."""
+    scene = gdal.Open(str(SCENE))
+    fine = gdal.Rasterize(
+        "",
+        labels,
+        format="MEM",
+        layers=["land_cover"],
+        burnValues=[0],
+        initValues=[UNKNOWN],
+        noData=UNKNOWN,
+        outputType=gdal.GDT_Float32,
+        outputBounds=bounds_of(scene),
+        xRes=FINE_M,
+        yRes=FINE_M,
+    )
+    plants = "class_name IN ('Low vegetation', 'Tree')"
+    gdal.Rasterize(fine, labels, layers=["land_cover"], where=plants, burnValues=[100])
+    path = folder / "vegetation.tif"
+    size = {"width": scene.RasterXSize, "height": scene.RasterYSize}
+    gdal.Warp(str(path), fine, outputBounds=bounds_of(scene), resampleAlg="average", **size)
+    return path
+
+
+def bounds_of(raster):
+    left, width, _, top, _, height = raster.GetGeoTransform()
+    return left, top + height * raster.RasterYSize, left + width * raster.RasterXSize, top
+
+
+def play(scenario, pictures, tmp_path):
+    """Start QGIS, have it play a scenario, and read how that went."""
     pictures.mkdir(parents=True, exist_ok=True)
     for old in (*pictures.glob("[0-9][0-9]-*.png"), *pictures.glob("outcome.json")):
         old.unlink()
@@ -99,16 +131,18 @@ def outcome(tmp_path):
     runtime = tmp_path / "run"
     runtime.mkdir(mode=0o700)
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    scene, labels = copy_scene(tmp_path / "data"), copy_labels(tmp_path / "data")
     environment = {
         **kept,
         "QT_QPA_PLATFORM": "xcb",
         "QGIS_PLUGINPATH": str(tmp_path / "plugins"),
         "XDG_RUNTIME_DIR": str(runtime),
         "PYTHONDONTWRITEBYTECODE": "1",
-        "HYPERKD_SCENARIO": str(HERE / "scenario_classify.py"),
+        "HYPERKD_SCENARIO": str(HERE / scenario),
         "HYPERKD_SCREENSHOTS": str(pictures),
-        "HYPERKD_SCENE": str(copy_scene(tmp_path / "data")),
-        "HYPERKD_LABELS": str(copy_labels(tmp_path / "data")),
+        "HYPERKD_SCENE": str(scene),
+        "HYPERKD_LABELS": str(labels),
+        "HYPERKD_VALUES": str(write_vegetation(str(labels), tmp_path)),
         "HYPERKD_WORK": str(tmp_path),
         "HYPERKD_GUI_LIMIT_S": str(LIMIT_S - 60),
     }
@@ -135,7 +169,8 @@ def outcome(tmp_path):
     return {**json.loads(told.read_text(encoding="utf-8")), "code": code, "pictures": pictures}
 
 
-def test_from_the_toolbox_to_a_styled_map(outcome):
+def test_from_the_toolbox_to_a_styled_map(tmp_path):
+    outcome = play("scenario_classify.py", PICTURES, tmp_path)
     assert outcome["failure"] == ""
     assert outcome["code"] == 0
     assert outcome["unloaded"] is True
@@ -146,3 +181,16 @@ def test_from_the_toolbox_to_a_styled_map(outcome):
     assert outcome["warm_s"] < outcome["cold_s"]
     names = {path.stem[3:] for path in outcome["pictures"].glob("*.png")}
     assert {"toolbox", "cold-dialog", "cold-log", "landcover", "confidence", "batch"} <= names
+
+
+def test_from_a_raster_of_values_to_a_map_of_the_quantity(tmp_path):
+    outcome = play("scenario_backbones.py", PICTURES / "backbones", tmp_path)
+    assert outcome["failure"] == ""
+    assert outcome["code"] == 0
+    assert outcome["unloaded"] is True
+    least, most = outcome["range"]
+    assert -50 < least < most < 150
+    assert outcome["complaints"] == 0
+    names = {path.stem[3:] for path in outcome["pictures"].glob("*.png")}
+    wanted = {"distillation-dialog", "distillation-advanced", "pretraining-dialog"}
+    assert wanted | {"regression-dialog", "regression-log", "estimate-dialog", "estimate"} <= names
