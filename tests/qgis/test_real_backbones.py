@@ -165,7 +165,7 @@ def test_other_settings_cannot_be_gone_on_with(real_plugin, place, tmp_path, hea
     }
     with pytest.raises(QgsProcessingException, match="RESUME"):
         processing.run("hyperkd:distillbackbone", values, feedback=heard(cancel_at=40).feedback)
-    with pytest.raises(QgsProcessingException, match="(?i)mask_ratio|mask ratio"):
+    with pytest.raises(QgsProcessingException, match=r"(?i)mask_ratio|mask ratio"):
         processing.run("hyperkd:distillbackbone", {**values, "RESUME": True, "MASK_RATIO": 0.5})
 
 

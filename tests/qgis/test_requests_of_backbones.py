@@ -367,8 +367,8 @@ def test_encoders_and_classifiers_can_be_begun_with(client, run_training, name):
 
 
 def test_a_teacher_is_no_backbone(client, run_training):
-    with pytest.raises(QgsProcessingException, match="galileo-nano is no backbone"):
-        run_training(BACKBONE="galileo-nano")
+    with pytest.raises(QgsProcessingException, match="my-teacher is no backbone"):
+        run_training(BACKBONE="my-teacher")
 
 
 def test_nothing_cannot_be_left_as_it_is(client, run_training):
