@@ -111,6 +111,17 @@ def test_the_prediction_is_of_the_hidden_tokens_in_their_order():
     torch.testing.assert_close(alone[0], output.prediction[1])
 
 
+def test_half_precision_predicts_nearly_the_same_and_has_a_gradient():
+    model, x, ids = student(32, (3,)), tiles(), kept()
+    with torch.autocast("cpu", torch.bfloat16):
+        output = model(x, ids)
+    torch.testing.assert_close(
+        output.prediction.float(), model(x, ids).prediction, atol=0.1, rtol=0
+    )
+    (output.prediction.float().square().mean() + output.features[0].float().mean()).backward()
+    assert model.encoder.patch_embed.proj.weight.grad.abs().sum() > 0
+
+
 def test_the_composite_shows_what_was_visible_and_predicts_the_rest():
     model, x, ids = student().eval(), tiles(), kept()
     output = model(x, ids)

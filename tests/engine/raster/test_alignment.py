@@ -7,6 +7,8 @@ import pytest
 
 from engine.errors import BandMatchError, BandTableError
 from engine.raster.alignment import RangeBand, align_bands, read_responses
+from engine.raster.band_tables import read_rows, table_facts
+from engine.raster.sensors import SENSOR_FOLDER
 from engine.raster.spectra import BandTable
 
 HOW = ("mean", "response", "nearest")
@@ -186,3 +188,48 @@ def test_a_damaged_table_of_responses_is_refused(tmp_path, text, message):
 def test_a_missing_table_of_responses_is_named(tmp_path):
     with pytest.raises(BandTableError, match=r"nowhere\.csv cannot be read"):
         read_responses(str(tmp_path / "nowhere.csv"))
+
+
+# HLS: rectangular ranges of Landsat 8 OLI with the centroids of its responses (hyperkd.md, 3).
+HLS = (
+    RangeBand("B02", 450, 510, 482.6, 59),
+    RangeBand("B03", 530, 590, 561.3, 57),
+    RangeBand("B04", 640, 670, 654.6, 37),
+    RangeBand("B05", 850, 880, 864.6, 27),
+    RangeBand("B06", 1570, 1650, 1609.1, 84),
+    RangeBand("B07", 2110, 2290, 2201.3, 186),
+)
+WATER_NM = ((1358, 1453), (1814, 1961))  # left out by EnPT, which leaves 218 bands of EnMAP
+
+
+def sensor(name: str) -> BandTable:
+    facts = table_facts(read_rows(SENSOR_FOLDER / f"{name}.csv"), name, name)
+    wet = np.any([(facts.wavelength_nm >= a) & (facts.wavelength_nm <= b) for a, b in WATER_NM], 0)
+    return student(facts.wavelength_nm[~wet], facts.fwhm_nm[~wet])
+
+
+def test_enmap_gives_each_hls_range_the_bands_it_should():
+    enmap = sensor("enmap")
+    assert len(enmap) == 218
+    weights = align_bands(enmap, HLS).weights
+    assert (weights > 0).sum(axis=1).tolist() == [12, 12, 5, 4, 7, 21]
+    by_wavelength = weights[:, np.argsort(enmap.wavelength_nm)] > 0
+    first_and_last = [(int(np.flatnonzero(row)[0]), int(np.flatnonzero(row)[-1]))
+                      for row in by_wavelength]  # fmt: skip
+    assert first_and_last == [(7, 18), (23, 34), (43, 47), (73, 76), (142, 148), (176, 196)]
+
+
+@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize("name", ["enmap", "prisma", "emit"])
+def test_hyperspectral_sensors_cover_hls_near_its_centres(name, how):
+    table = sensor(name)
+    aligned = align_bands(table, HLS, how)
+    centre_nm = aligned.weights.astype(float) @ table.wavelength_nm
+    off_nm = np.abs(centre_nm - [band.centre_nm for band in HLS])
+    assert (off_nm < 6).all()
+    assert aligned.notes == ()
+
+
+def test_a_sensor_without_shortwave_infrared_is_refused():
+    with pytest.raises(BandMatchError, match=r"2 of the teacher's 6 ranges: B06 .*, B07 "):
+        align_bands(sensor("desis"), HLS)
