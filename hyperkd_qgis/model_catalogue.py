@@ -72,9 +72,7 @@ USES: dict[str, ModelUse] = {
     "classifier": ModelUse("classifier", tasks=("semantic-segmentation",)),
     "regression": ModelUse("model of a quantity", tasks=("regression",)),
     "backbone": ModelUse(
-        "backbone or classifier",
-        tasks=("semantic-segmentation",),
-        architectures=("hyperkd-backbone",),
+        "backbone", architectures=("hyperkd-backbone", "hyperkd-classifier", "hyperkd-regressor")
     ),
     "teacher": ModelUse(
         "teacher", architectures=("galileo", "prithvi-mae"), takes_checkpoints=True

@@ -95,7 +95,7 @@ def test_a_zip_packed_by_hand_has_a_folder_inside(tmp_path):
         ("any", {CLASSIFIER, REGRESSOR, BACKBONE, GALILEO, PRITHVI}),
         ("classifier", {CLASSIFIER}),
         ("regression", {REGRESSOR}),
-        ("backbone", {CLASSIFIER, BACKBONE}),
+        ("backbone", {CLASSIFIER, REGRESSOR, BACKBONE}),
         ("teacher", {GALILEO, PRITHVI}),
     ],
 )
@@ -170,3 +170,15 @@ def test_the_engine_lists_the_same_packages(tmp_path, monkeypatch):
         user_folder(),
     )
     assert {model.name: model.path for model in ours} == installed.installed_paths()
+
+
+def test_both_sides_know_the_same_teachers():
+    teachers = pytest.importorskip("engine.packages.teachers")
+    checkpoints = pytest.importorskip("engine.packages.checkpoints")
+    assert USES["teacher"].architectures == teachers.TEACHER_ARCHITECTURES
+    assert model_catalogue.CHECKPOINT_SUFFIXES == checkpoints.CHECKPOINT_SUFFIXES
+
+
+def test_both_sides_know_the_same_backbones():
+    training = pytest.importorskip("engine.jobs.shared.training")
+    assert set(USES["backbone"].architectures) == set(training.WITH_ENCODER)

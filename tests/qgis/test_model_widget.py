@@ -161,8 +161,8 @@ def offered(wrapper):
         ("classify", "MODEL", {"alps", "berlin"}),
         ("estimate", "MODEL", {"carbon"}),
         ("describemodel", "MODEL", {"alps", "berlin", "carbon", "encoder", "hls"}),
-        ("trainclassifier", "BACKBONE", {"", "alps", "berlin", "encoder"}),
-        ("trainregression", "BACKBONE", {"", "alps", "berlin", "encoder"}),
+        ("trainclassifier", "BACKBONE", {"", "alps", "berlin", "carbon", "encoder"}),
+        ("trainregression", "BACKBONE", {"", "alps", "berlin", "carbon", "encoder"}),
         ("distillbackbone", "TEACHER", {"hls"}),
     ],
 )

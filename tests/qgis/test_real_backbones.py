@@ -218,7 +218,7 @@ def test_ones_own_teacher_teaches(teacher, place, tmp_path):
 
 
 def test_regression_makes_a_model_a_report_and_scores(regression):
-    assert use_of(regression["OUTPUT"]) == {"regression"}
+    assert use_of(regression["OUTPUT"]) == {"regression", "backbone"}
     assert is_report(regression["REPORT"])
     assert 0 < regression["MAE"] <= regression["RMSE"] < 10
     assert 0.5 < regression["R2"] <= 1
@@ -257,7 +257,7 @@ def test_a_quantity_on_a_frozen_backbone(distilled, place, tmp_path):
             "OUTPUT": str(tmp_path / "moisture.zip"),
         },
     )
-    assert use_of(result["OUTPUT"]) == {"regression"}
+    assert use_of(result["OUTPUT"]) == {"regression", "backbone"}
 
 
 def test_a_classifier_on_a_frozen_backbone(distilled, place, tmp_path):

@@ -359,8 +359,8 @@ def run_training(request, scene_path, tiny, tmp_path):
     return run
 
 
-@pytest.mark.parametrize("name", ["my-backbone", "berlin"])
-def test_encoders_and_classifiers_can_be_begun_with(client, run_training, name):
+@pytest.mark.parametrize("name", ["my-backbone", "berlin", "carbon"])
+def test_encoders_and_models_that_have_one_can_be_begun_with(client, run_training, name):
     run_training(BACKBONE=name, FREEZE_BACKBONE=True)
     assert client.parameters["backbone"] == name
     assert client.parameters["freeze_backbone"] is True
