@@ -22,6 +22,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from engine.errors import PackageError
+from engine.packages.item import MOST_NAMED
+from engine.packages.pickle_names import foreign_names
 
 TORCH_SUFFIXES = (".pt", ".pth", ".bin")
 CHECKPOINT_SUFFIXES = (*TORCH_SUFFIXES, ".safetensors")
@@ -39,6 +41,8 @@ _WRAPPERS = ("model", "state_dict")
 # The largest encoder in sight has 0.6e9; tensors of stride 0 may claim more than the file holds.
 MAX_VALUES = 2**32
 
+# torch wraps its reason into advice to trust the file, which is no advice of ours.
+_TORCH_REASON = re.compile(r"WeightsUnpickler error: ([^\n]+)")
 _BLOCKED_GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
 
 
@@ -100,12 +104,12 @@ def _read_torch(path: Path) -> Any:
     # torch has no common class for what it raises: UnpicklingError, RuntimeError, EOFError,
     # KeyError, AttributeError and others, by where in the file the damage is.
     except Exception as error:
-        blocked = _BLOCKED_GLOBAL.search(str(error))
-        if blocked is None:
+        blocked = _BLOCKED_GLOBAL.findall(str(error)) or foreign_names(path)
+        if not blocked:
             raise _damaged(path, error) from error
         raise PackageError(
-            f"{path} was not read: it names {blocked[1]}, which is no tensor and would run as "
-            "code of whoever made the file.",
+            f"{path} was not read: it names {', '.join(blocked[:MOST_NAMED])}, which is no tensor "
+            "and would run as code of whoever made the file.",
             "Take the weights from where they were published, best as .safetensors.",
         ) from error
 
@@ -156,9 +160,17 @@ def _sha256(path: Path) -> str:
 
 
 def _damaged(path: Path, error: Exception) -> PackageError:
-    reason = str(error).strip().partition("\n")[0] or type(error).__name__
+    text = str(error).strip()
+    torch_reason = _TORCH_REASON.search(text)
+    if torch_reason:
+        reason = torch_reason[1]
+    elif not text or "weights_only" in text:
+        reason = type(error).__name__
+    else:
+        reason = text.partition("\n")[0]
     return PackageError(
-        f"{path} is damaged, or no file of weights: {reason}", "Copy or download it again."
+        f"{path} is damaged, or no file of weights: {reason.rstrip('.')}.",
+        "Copy or download it again.",
     )
 
 
