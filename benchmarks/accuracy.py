@@ -38,10 +38,12 @@ from engine.raster.labels import open_labels
 from engine.raster.scene import open_scene
 from engine.raster.spectra import match_bands
 from engine.training.baselines import fit_baselines
-from engine.training.classifier import TrainingSettings, predict_samples, train_on_samples
+from engine.training.classifier import train_on_samples
 from engine.training.metrics import scores_from_confusion
+from engine.training.model_fit import TrainingSettings, predict_samples
 from engine.training.places import place_folds
-from engine.training.samples import Samples, ScenePixels, collect_samples
+from engine.training.samples import Samples, SampleSizes, ScenePixels, collect_samples
+from engine.training.targets import ClassTargets
 
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLE = ROOT / "resources" / "sample"
@@ -82,10 +84,8 @@ def load_data() -> Data:
     def collect(source: str, field: str | None, values: tuple[Any, ...]) -> Samples:
         labels = open_labels(source, field, scene.crs).on(scene)
         return collect_samples(
-            [ScenePixels(scene, match, labels)],
-            values,
-            cell_px=BLOCK_PX,
-            chip_px=config.chip_px,
+            [ScenePixels(scene, match, ClassTargets(labels, values))],
+            sizes=SampleSizes(config.chip_px, config.chip_px - 2 * config.halo_px, BLOCK_PX),
             seed=0,
             feedback=SilentFeedback(),
         )
@@ -153,7 +153,7 @@ def _predict_hyperkd(
         train,
         data.config,
         TrainingSettings(validation=0.0, seed=seed),
-        backbone=None,
+        start=None,
         fabric=Fabric(accelerator="cpu", devices=1),
         feedback=SilentFeedback(),
     )

@@ -1,7 +1,8 @@
 """Jobs: one module a command, each with a ``Request`` and one function from request to result.
 
 The command ``classify`` is the function ``classify`` in the module ``engine.jobs.classify``, and
-its parameters are the fields of ``Request`` there. A new job is a new file, and nothing else.
+its parameters are the fields of ``Request`` there. A new job is a new file, and nothing else. What
+several jobs share is in ``request`` and the folder ``shared``, which are no commands.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ class Job(NamedTuple):
 
 def commands() -> tuple[str, ...]:
     """List the commands, without importing their modules."""
-    names = (module.name for module in pkgutil.iter_modules(__path__))
+    names = (module.name for module in pkgutil.iter_modules(__path__) if not module.ispkg)
     return tuple(sorted(name for name in names if name != "request"))
 
 

@@ -2,42 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from engine.device import DeviceChoice, choose_device
-from engine.errors import PackageError
 from engine.feedback import Feedback, StepFeedback
 from engine.jobs.request import PredictRequest
-from engine.packages.cache import LoadedModel, load_model
-from engine.packages.metadata import ModelInfo
-from engine.raster.extent import window_of_extent
-from engine.raster.scene import Scene, open_scene
-from engine.raster.spectra import BandMatch, match_bands
-from engine.raster.stream import stream_scene
+from engine.jobs.shared.prediction import Prediction, prepare
+from engine.packages.cache import LoadedModel
 from engine.raster.style import ClassInfo, ClassStyle, RampStyle
 from engine.raster.tiles import Window
-from engine.raster.vector import burn_mask, crs_note, read_shapes, require_overlap
-from engine.raster.writer import Grid, RasterWriter, check_outputs
-from engine.version import engine_version
+from engine.raster.writer import Grid, RasterWriter
 
-Precision = Literal["float32", "bfloat16"]
 _Select = Callable[[NDArray[Any]], NDArray[Any]]
-
-# Of training pixels, how many must get the same class in bfloat16 before it is used unasked.
-MIN_BFLOAT16_AGREEMENT = 0.999
-BFLOAT16_KEY = "bfloat16_agreement"  # in a package's ``training``
 
 NO_CLASS = 0  # in class maps
 NO_SHARE = float("nan")  # a float that no reader takes for a measurement
-BYTES_WHILE_WRITING = 2  # for each byte of an output: its rows, and the copy that is kept
 
 
 class Request(PredictRequest):
@@ -68,51 +53,34 @@ def classify(request: Request, feedback: Feedback) -> dict[str, Any]:
         OutputError: an output cannot be written.
     """
     start_s = time.monotonic()
-    choice = choose_device(request.device, request.require_gpu, request.precision)
-    _tell_device(choice, request, feedback)
-    feedback.progress(0.0, "Loading the model")
-    loaded = load_model(request.model, choice.device)
-    info = loaded.package.info
-    if info.task != "semantic-segmentation":
-        raise PackageError(
-            f"The model {info.name!r} is for {info.task}, not for classification.",
-            "Choose a classifier.",
-        )
-    feedback.info(f"Model: {info.title}, version {info.version} (SHA-256 {loaded.package.sha256})")
-    precision = _precision(choice, request, info, feedback)
-
-    scene, match = _open_scene(request, info, feedback)
-    extent = _extent(request, scene)
-    grid = Grid(scene.height, scene.width, scene.transform, scene.crs).crop(extent)
-    mask = _mask(request, scene, grid, feedback)
-    _check_outputs(request, scene, grid, len(info.classes))
-
-    tags = _provenance(request, loaded, match, choice, precision)
-    with _Outputs(request, grid, info.classes, tags, feedback) as outputs:
-        stream_scene(
-            scene,
-            match,
-            _Classifier(loaded),
+    ready = prepare(request, "semantic-segmentation", feedback)
+    classes = ready.info.classes
+    _check_outputs(request, ready)
+    with _Outputs(request, ready.grid, classes, ready.provenance(), feedback) as outputs:
+        ready.run(
+            _Classifier(ready.loaded),
             outputs.write,
-            device=choice.device,
-            precision=precision,
-            extent=extent,
-            valid_mask=mask,
-            tile_size_px=request.tile_size,
-            feedback=StepFeedback(feedback, 0.02, 0.95),
             step="Classifying",
+            feedback=StepFeedback(feedback, 0.02, 0.95),
         )
         feedback.progress(0.95, "Finishing the files")
         outputs.finish()
     seconds = time.monotonic() - start_s
-    _tell_result(outputs, info.classes, grid, seconds, feedback)
+    _tell_result(outputs, classes, ready, seconds, feedback)
     feedback.progress(1.0, "Done")
     return {
         **outputs.paths,
         "valid_pixels": outputs.valid_pixels,
         "seconds": seconds,
-        "device": str(choice.device),
+        "device": str(ready.choice.device),
     }
+
+
+def _check_outputs(request: Request, ready: Prediction) -> None:
+    """Refuse outputs that cannot be written, before work begins."""
+    pixel_bytes = 1 + 4 * (request.confidence is not None)
+    pixel_bytes += 4 * len(ready.info.classes) * (request.probabilities is not None)
+    ready.check_outputs([request.output, request.confidence, request.probabilities], pixel_bytes)
 
 
 class _Classifier:
@@ -214,118 +182,15 @@ def _all(probabilities: NDArray[Any]) -> NDArray[Any]:
     return probabilities
 
 
-def _tell_device(choice: DeviceChoice, request: Request, feedback: Feedback) -> None:
-    """Say what it runs on; a GPU that was wished for and is not there is worth a warning."""
-    message = f"Device: {choice.device} ({choice.reason})"
-    if request.device == "cuda" and choice.device.type != "cuda":
-        feedback.warning(message)
-    else:
-        feedback.info(message)
-
-
-def _precision(
-    choice: DeviceChoice, request: Request, info: ModelInfo, feedback: Feedback
-) -> Precision:
-    """Use bfloat16 when asked to, or when the model's training has measured that maps agree."""
-    agreement = info.training.get(BFLOAT16_KEY)
-    measured = isinstance(agreement, (int, float)) and agreement >= MIN_BFLOAT16_AGREEMENT
-    precision = choice.precision
-    if request.precision == "auto" and not measured:
-        precision = "float32"
-    feedback.info(f"Precision: {precision}")
-    return precision
-
-
-def _open_scene(request: Request, info: ModelInfo, feedback: Feedback) -> tuple[Scene, BandMatch]:
-    """Open the scene, find the model's bands in it, and say what was assumed and found."""
-    scene = open_scene(request.input, request.bands)
-    for note in scene.notes:
-        feedback.warning(note)
-    match = match_bands(info.bands, scene.require_bands())
-    feedback.info(f"Bands of the model in {scene.name}:\n{match.table()}")
-    return scene, match
-
-
-def _extent(request: Request, scene: Scene) -> Window:
-    if request.extent is None:
-        return Window(0, 0, scene.height, scene.width)
-    return window_of_extent(request.extent, scene.transform, scene.height, scene.width)
-
-
-def _mask(
-    request: Request, scene: Scene, grid: Grid, feedback: Feedback
-) -> Callable[[Window], NDArray[np.bool_]] | None:
-    """Make the function that tells which pixels lie inside the polygons.
-
-    Raises:
-        LabelError: none does, or they cannot be read.
-    """
-    if request.mask is None:
-        return None
-    shapes = read_shapes(request.mask, None, scene.crs)
-    require_overlap(shapes, request.mask, grid.height, grid.width, grid.transform)
-    if note := crs_note(request.mask, scene.crs):
-        feedback.warning(note)
-    return lambda window: burn_mask(shapes, window, scene.transform)
-
-
-def _check_outputs(request: Request, scene: Scene, grid: Grid, num_classes: int) -> None:
-    """Refuse outputs that cannot be written, before work begins."""
-    inputs = [*scene.files, *([request.mask] if request.mask else [])]
-    paths = [request.output, request.confidence, request.probabilities]
-    pixel_bytes = 1 + 4 * (request.confidence is not None)
-    pixel_bytes += 4 * num_classes * (request.probabilities is not None)
-    needed_bytes = grid.height * grid.width * pixel_bytes * BYTES_WHILE_WRITING
-    check_outputs(paths, inputs, needed_bytes=needed_bytes)
-
-
-def _provenance(
-    request: Request,
-    loaded: LoadedModel,
-    match: BandMatch,
-    choice: DeviceChoice,
-    precision: Precision,
-) -> dict[str, str]:
-    """Tags that tell where a map comes from, enough to make it again."""
-    info = loaded.package.info
-    rows = [
-        {
-            "model": row.model_band,
-            "nm": round(row.model_wavelength_nm, 2),
-            "scene": row.scene_bands,
-            "distance_nm": round(row.distance_nm, 2),
-            "action": row.action,
-        }
-        for row in match.rows
-    ]
-    tags = {
-        "TIFFTAG_SOFTWARE": f"HyperKD for QGIS {engine_version()}",
-        "ENGINE_VERSION": engine_version(),
-        "MODEL": info.name,
-        "MODEL_VERSION": info.version,
-        "MODEL_SHA256": loaded.package.sha256,
-        "MODEL_LICENCE": info.licence,
-        "MODEL_ATTRIBUTION": info.attribution,
-        "PARAMETERS": json.dumps(request.model_dump(exclude_none=True), ensure_ascii=False),
-        "BAND_MATCHING": json.dumps(rows, ensure_ascii=False),
-        "DEVICE": f"{choice.device} ({choice.reason}), {precision}",
-    }
-    return {name: text for name, text in tags.items() if text}  # GDAL keeps no empty tags
-
-
 def _tell_result(
     outputs: _Outputs,
     classes: tuple[ClassInfo, ...],
-    grid: Grid,
+    ready: Prediction,
     seconds: float,
     feedback: Feedback,
 ) -> None:
     """Say how fast it was and what is in the map."""
-    total_mpx = grid.height * grid.width / 1e6
-    feedback.info(
-        f"{grid.width} x {grid.height} px in {seconds:.1f} s ({total_mpx / seconds:.2f} "
-        f"Mpx/s); {outputs.valid_pixels:,} pixels have a class."
-    )
+    feedback.info(f"{ready.speed_text(seconds)}; {outputs.valid_pixels:,} pixels have a class.")
     if outputs.valid_pixels == 0:
         feedback.warning("No pixel has a class: check the scene's nodata, the mask and the extent.")
         return

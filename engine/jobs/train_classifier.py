@@ -2,33 +2,37 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import torch
 from lightning_fabric import Fabric
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
-from rasterio.warp import transform_bounds
-from torch import Tensor
+from pydantic import BaseModel, ConfigDict, Field
 
 from engine.device import choose_device
-from engine.errors import PackageError
 from engine.feedback import Feedback, StepFeedback
-from engine.jobs.request import DeviceRequest
+from engine.jobs.shared.training import (
+    PlacesRequest,
+    check_training_outputs,
+    good_bands,
+    load_backbone,
+    match_scene,
+    open_scenes,
+    package_name,
+    sample_sizes,
+    shareable,
+    training_area,
+)
 from engine.models.classifier import ClassifierConfig
 from engine.packages.metadata import ModelInfo, Normalisation
-from engine.packages.package import ModelPackage, check_place, load_package, save_package
+from engine.packages.package import save_package
 from engine.raster.labels import FieldValue, Labels, open_labels
-from engine.raster.scene import Scene, open_scene
-from engine.raster.spectra import BandTable, match_bands
+from engine.raster.scene import Scene
+from engine.raster.spectra import BandTable
 from engine.raster.style import ClassInfo
 from engine.raster.tiles import Tiling
-from engine.raster.writer import check_outputs
 from engine.report import render_report
 from engine.training.classes import (
     LabelClass,
@@ -37,19 +41,14 @@ from engine.training.classes import (
     classes_of_values,
     present_classes,
 )
-from engine.training.classifier import (
-    TrainedClassifier,
-    TrainingSettings,
-    bfloat16_agreement,
-    train_on_samples,
-)
+from engine.training.classifier import TrainedClassifier, bfloat16_agreement, train_on_samples
+from engine.training.model_fit import TrainingSettings
 from engine.training.report_values import report_values
-from engine.training.samples import Samples, ScenePixels, collect_samples
+from engine.training.samples import Samples, collect_samples
+from engine.training.targets import ClassTargets
 from engine.version import engine_version
 
 ARCHITECTURE = "hyperkd-classifier"
-# Below this many bands spectra say too little for a model of spectra; RGB and NIR are four.
-MIN_BANDS = 3
 
 
 class ClassRequest(BaseModel):
@@ -63,36 +62,11 @@ class ClassRequest(BaseModel):
     field_value: int | str | float | None = None
 
 
-def _as_list(value: Any) -> Any:
-    """A single source is a list of one."""
-    return [value] if isinstance(value, str) else value
+class Request(PlacesRequest):
+    """The parameters of `PlacesRequest`, and where the classes stand."""
 
-
-class Request(DeviceRequest):
-    """The parameters.
-
-    ``input`` lists scenes; a scene is a source that GDAL opens, or a list of single-band files.
-    ``validation`` is the share of ground blocks that are held out for the scores; ``block_size``
-    is the side of a block in pixels of the first scene. ``title`` to ``attribution`` go into the
-    package as they are.
-    """
-
-    input: Annotated[list[str | list[str]], BeforeValidator(_as_list)] = Field(min_length=1)
-    training: str
     class_field: str | None = None
     classes: list[ClassRequest] | None = None
-    backbone: str | None = None
-    epochs: int = Field(default=100, ge=1, le=10_000)
-    validation: float = Field(default=0.25, ge=0.0, le=0.5)
-    seed: int = Field(default=0, ge=0, lt=2**31)
-    block_size: int = Field(default=10, ge=1, le=1000)
-    output: str
-    report: str | None = None
-    bands: str | None = None
-    title: str | None = None
-    description: str | None = None
-    licence: str = "other"
-    attribution: str = ""
 
 
 def train_classifier(request: Request, feedback: Feedback) -> dict[str, Any]:
@@ -112,19 +86,23 @@ def train_classifier(request: Request, feedback: Feedback) -> dict[str, Any]:
     """
     choice = choose_device(request.device, request.require_gpu, request.precision)
     feedback.info(f"Device: {choice.reason}")
-    scenes = _open_scenes(request, feedback)
-    _check_outputs(request, scenes)
-    backbone = load_package(request.backbone) if request.backbone else None
-    bands = backbone.info.bands if backbone else _good_bands(scenes[0].require_bands())
+    scenes = open_scenes(request, feedback)
+    check_training_outputs(request, scenes)
+    backbone = load_backbone(request)
+    bands = backbone.bands if backbone else good_bands(scenes[0].require_bands())
     labels = open_labels(request.training, request.class_field, scenes[0].crs)
     classes = _choose_classes(request, labels, feedback)
-    config = _config(backbone, len(bands), len(classes))
+    config = ClassifierConfig(len(bands), len(classes))
+    if backbone is not None:
+        config = backbone.configure(config)
 
+    values = [item.field_value for item in classes]
     samples = collect_samples(
-        [_pixels_of(scene, bands, labels, feedback) for scene in scenes],
-        [item.field_value for item in classes],
-        cell_px=request.block_size,
-        chip_px=max(config.chip_px, request.block_size),
+        [
+            match_scene(scene, bands, ClassTargets(labels.on(scene), values), feedback)
+            for scene in scenes
+        ],
+        sizes=sample_sizes(config, request.block_size),
         seed=request.seed,
         feedback=StepFeedback(feedback, 0.0, 0.1),
     )
@@ -138,7 +116,7 @@ def train_classifier(request: Request, feedback: Feedback) -> dict[str, Any]:
         samples,
         config,
         TrainingSettings.of(request.epochs, request.validation, request.seed),
-        backbone=_encoder_weights(backbone) if backbone else None,
+        start=backbone.start if backbone else None,
         fabric=fabric,
         feedback=StepFeedback(feedback, 0.1, 0.95),
     )
@@ -151,53 +129,15 @@ def train_classifier(request: Request, feedback: Feedback) -> dict[str, Any]:
     result: dict[str, Any] = {"output": str(output), **_scores(trained)}
     if request.report is not None:
         feedback.progress(0.98, "Writing the report")
-        values = report_values(
+        shown = report_values(
             trained, samples, [item.info for item in classes], [scene.name for scene in scenes]
         )
         report = render_report(
-            "train_classifier.html", request.report, info=info, package=str(output), **values
+            "train_classifier.html", request.report, info=info, package=str(output), **shown
         )
         result["report"] = str(report)
     feedback.progress(1.0, "Done")
     return result
-
-
-def _open_scenes(request: Request, feedback: Feedback) -> list[Scene]:
-    """Open all scenes and pass on what was assumed about them."""
-    scenes = [open_scene(source, request.bands) for source in request.input]
-    for scene in scenes:
-        for note in scene.notes:
-            feedback.warning(note)
-        if scene.crs is None:
-            feedback.warning(f"{scene.name} has no CRS: labels are taken to be in its own.")
-    return scenes
-
-
-def _check_outputs(request: Request, scenes: Sequence[Scene]) -> None:
-    """Refuse outputs that cannot be written, before work begins."""
-    inputs = [*(file for scene in scenes for file in scene.files), request.training]
-    output = Path(request.output)
-    check_place(output)
-    if not output.is_dir():  # else an older package, which the new one replaces
-        check_outputs([request.output], inputs, suffixes=(".zip", output.suffix))
-    check_outputs([request.report], inputs, suffixes=(".html", ".htm"))
-
-
-def _good_bands(table: BandTable) -> BandTable:
-    """The bands that a new model reads: those that are not marked as bad."""
-    used = np.flatnonzero(table.good)
-    if len(used) < MIN_BANDS:
-        raise PackageError(
-            f"The first scene has {len(used)} good bands.",
-            f"A classifier of spectra needs {MIN_BANDS} or more: choose another scene.",
-        )
-    return BandTable(
-        tuple(table.names[i] for i in used),
-        table.wavelength_nm[used],
-        table.fwhm_nm[used],
-        table.good[used],
-        table.origin,
-    )
 
 
 def _choose_classes(request: Request, labels: Labels, feedback: Feedback) -> tuple[LabelClass, ...]:
@@ -226,38 +166,6 @@ def _field_value(item: ClassRequest) -> FieldValue:
     if isinstance(value, float):
         return int(value) if value.is_integer() else str(value)
     return value
-
-
-def _config(backbone: ModelPackage | None, bands: int, classes: int) -> ClassifierConfig:
-    """The settings of the classifier; the encoder's are those of the backbone, if any."""
-    if backbone is None:
-        return ClassifierConfig(in_channels=bands, num_classes=classes)
-    _encoder_weights(backbone)  # refuse it before the samples are read
-    values = {**backbone.info.config, "num_classes": classes, "encoder_gate": 0.0}
-    return ClassifierConfig(**values)
-
-
-def _encoder_weights(backbone: ModelPackage) -> dict[str, Tensor]:
-    """The weights of a package's encoder, by their names in the encoder."""
-    weights = {
-        name.removeprefix("encoder."): tensor
-        for name, tensor in backbone.state.items()
-        if name.startswith("encoder.")
-    }
-    if backbone.info.architecture != ARCHITECTURE or not weights:
-        raise PackageError(
-            f"The model {backbone.info.name!r} has no encoder to begin with.",
-            "Choose a package that this engine trained, or leave the backbone out.",
-        )
-    return weights
-
-
-def _pixels_of(scene: Scene, bands: BandTable, labels: Labels, feedback: Feedback) -> ScenePixels:
-    """Match a scene's bands to the model's and bring the labels to its grid."""
-    match = match_bands(bands, scene.require_bands())
-    if any(row.action != "same" for row in match.rows):
-        feedback.info(f"Bands of the model in {scene.name}:\n{match.table()}")
-    return ScenePixels(scene, match, labels.on(scene))
 
 
 def _tell_samples(samples: Samples, classes: Sequence[LabelClass], feedback: Feedback) -> None:
@@ -318,7 +226,7 @@ def _describe(
     names = ", ".join(item.info.name for item in classes)
     spectral = model.spectral
     return ModelInfo(
-        name=_package_name(request.output),
+        name=package_name(request.output),
         title=request.title or f"Land cover: {names}",
         description=request.description
         or f"Classifies {len(bands)} bands into {names}. Trained on {scenes[0].name}"
@@ -334,16 +242,9 @@ def _describe(
         attribution=request.attribution,
         training=_training_facts(request, classes, samples, trained),
         scores={} if trained.scores is None else trained.scores.summary(),
-        training_area=_training_area(scenes),
+        training_area=training_area(scenes),
         engine_version=engine_version(),
     )
-
-
-def _package_name(output: str) -> str:
-    """A valid name from the output's file name."""
-    stem = Path(output).name.removesuffix(".zip")
-    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", stem).strip("-_.")
-    return name if re.fullmatch(r"[A-Za-z].+", name) and len(name) >= 3 else f"model-{name or '1'}"
 
 
 def _training_facts(
@@ -355,7 +256,7 @@ def _training_facts(
     """How the model was trained, and the request that trains it again."""
     held_out = torch.from_numpy(trained.held_out)
     facts = {
-        "request": _shareable(request),
+        "request": shareable(request),
         "labelled_pixels": len(samples.chip),
         "held_out_pixels": int((held_out & samples.pure).sum()),
         "blocks": samples.num_places,
@@ -375,38 +276,3 @@ def _training_facts(
         "bfloat16_agreement": bfloat16_agreement(trained.model, samples),
     }
     return facts
-
-
-def _shareable(request: Request) -> dict[str, Any]:
-    """The request with file names instead of paths: packages are passed on to others."""
-
-    def name_only(source: Any) -> Any:
-        return (
-            [name_only(item) for item in source] if isinstance(source, list) else Path(source).name
-        )
-
-    values: dict[str, Any] = json.loads(request.model_dump_json(exclude_none=True))
-    for key in ("input", "training", "output", "report", "backbone", "bands"):
-        if key in values:
-            values[key] = name_only(values[key])
-    return values
-
-
-def _training_area(scenes: Sequence[Scene]) -> tuple[float, float, float, float] | None:
-    """Degrees around all scenes that know where they are."""
-    boxes = []
-    for scene in scenes:
-        if scene.crs is not None:
-            corners = [
-                scene.transform @ corner
-                for corner in (
-                    (0, 0), (scene.width, 0), (scene.width, scene.height), (0, scene.height),
-                )
-            ]  # fmt: skip
-            xs, ys = zip(*corners, strict=True)
-            box = transform_bounds(scene.crs, "EPSG:4326", min(xs), min(ys), max(xs), max(ys))
-            boxes.append(box)
-    if not boxes or not np.isfinite(boxes).all():
-        return None
-    west, south, east, north = zip(*boxes, strict=True)
-    return min(west), min(south), max(east), max(north)

@@ -44,7 +44,7 @@ class PixelModelConfig:
     encoder_gate: float = 0.0
     heads: int = 4
     heads_hidden: int = 64
-    chip_px: int = 20
+    chip_px: int = 32
     halo_px: int = 4
     head_channels: int = 64
     patch_px: int = 2

@@ -17,14 +17,13 @@ import rasterio
 import shapely
 from numpy.typing import NDArray
 from rasterio.crs import CRS
-from rasterio.enums import Resampling
 from rasterio.features import rasterize
 from rasterio.transform import Affine
-from rasterio.vrt import WarpedVRT
 from rasterio.warp import transform as transform_points
 
 from engine.errors import LabelError, SceneError
 from engine.raster.dataset import open_dataset
+from engine.raster.sampled import MAX_SUPERSAMPLE, SampledRaster
 from engine.raster.scene import Scene
 from engine.raster.tiles import Window
 from engine.raster.vector import (
@@ -39,7 +38,6 @@ from engine.raster.writer import Grid
 
 FieldValue = int | str
 MAX_CLASSES = 255  # a class map is uint8 and 0 is nodata
-MAX_SUPERSAMPLE = 10  # 3 m inside 30 m: shares to one per cent
 SCAN_ROWS = 1024
 
 
@@ -250,50 +248,15 @@ class _RasterOnScene:
     """A label raster, sampled several times in each pixel of a scene."""
 
     def __init__(self, source: str, scene: Scene | Grid) -> None:
-        self._source = source
-        self._crs = scene.crs
-        with open_dataset(source) as labels:
-            crs = labels.crs or scene.crs
-            fineness = _pixels_per_pixel(labels.transform, crs, scene)
-            self._nodata = labels.nodata
-        self._supersample = int(np.clip(round(fineness), 1, MAX_SUPERSAMPLE))
-        self._label_crs = crs
-        self._transform = scene.transform
-        self._height, self._width = scene.height, scene.width
+        self._raster = SampledRaster(source, scene, nodata=0)
 
     def shares(self, window: Window, values: Sequence[FieldValue]) -> NDArray[np.float32]:
         """See `SceneLabels.shares`."""
-        s = self._supersample
-        grid: dict[str, Any] = {
-            "transform": self._transform @ Affine.scale(1 / s),
-            "height": self._height * s,
-            "width": self._width * s,
-        }
-        if self._crs is not None:
-            grid |= {"crs": self._crs, "src_crs": self._label_crs}
-        pixels = rasterio.windows.Window(
-            window.col_off * s, window.row_off * s, window.width * s, window.height * s
-        )
-        with (
-            open_dataset(self._source) as labels,
-            WarpedVRT(labels, resampling=Resampling.nearest, nodata=0, **grid) as warped,
-        ):
-            fine = warped.read(1, window=pixels)
-        fine = fine.reshape(window.height, s, window.width, s)
+        s = self._raster.supersample
+        fine = self._raster.read(window).reshape(window.height, s, window.width, s)
         shares = np.stack([(fine == value).mean(axis=(1, 3)) for value in values])
         unlisted = (fine != 0).mean(axis=(1, 3)) - shares.sum(axis=0)
         return np.concatenate([shares, unlisted[None].clip(min=0)]).astype(np.float32)
-
-
-def _pixels_per_pixel(transform: Affine, crs: CRS | None, scene: Scene | Grid) -> float:
-    """How many label pixels lie along a scene pixel's side, in the middle of the scene."""
-    middle = scene.width / 2, scene.height / 2
-    corners = [scene.transform @ middle, scene.transform @ (middle[0] + 1, middle[1] + 1)]
-    xs, ys = [x for x, _y in corners], [y for _x, y in corners]
-    if scene.crs is not None and crs is not None and crs != scene.crs:
-        xs, ys = transform_points(scene.crs, crs, xs, ys)[:2]
-    (col0, row0), (col1, row1) = (~transform @ xy for xy in zip(xs, ys, strict=True))
-    return float(np.sqrt(max(abs((col1 - col0) * (row1 - row0)), 1e-6)))
 
 
 def _count_values(dataset: rasterio.DatasetReader) -> Counter[FieldValue]:

@@ -223,6 +223,58 @@ def class_fractions(
     return fractions
 
 
+def mean_values(
+    shapes: Sequence[Shape], window: Window, transform: Affine, supersample: int = 8
+) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
+    """Find the mean of the shapes' numbers over what they cover of each pixel.
+
+    As in `class_fractions`, the later polygon counts where two overlap.
+
+    Args:
+        shapes: polygons whose values are numbers; points have no area.
+        window: of the scene.
+        transform: of the scene.
+        supersample: places along each side of a pixel.
+
+    Returns:
+        (h, w) float64 mean, 0 where nothing is covered; and (h, w) float32 share, 0 to 1.
+    """
+    means = np.zeros((window.height, window.width))
+    covered = np.zeros((window.height, window.width), np.float32)
+    for part in _row_parts(window, supersample):
+        corner = Affine.translation(window.col_off, window.row_off + part.row_off)
+        fine = transform @ corner @ Affine.scale(1 / supersample)
+        fine_shape = (part.height * supersample, part.width * supersample)
+        near = [
+            (shape.geometry, float(shape.value))
+            for shape in _near(shapes, fine, *fine_shape)
+            if shapely.get_dimensions(shape.geometry) == 2
+        ]
+        if not near:
+            continue
+        burned = np.full(fine_shape, np.nan)
+        features.rasterize(near, out=burned, transform=fine)
+        rows = np.s_[part.row_off : part.row_stop]
+        means[rows], covered[rows] = mean_of_blocks(burned, supersample)
+    return means, covered
+
+
+def mean_of_blocks(
+    fine: NDArray[np.float64], supersample: int
+) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
+    """Average (h * s, w * s) numbers, NaN where there is none, over blocks of s x s.
+
+    Returns:
+        (h, w) float64 mean of the numbers, 0 where there is none; (h, w) float32 share of numbers.
+    """
+    height, width = (side // supersample for side in fine.shape)
+    blocks = fine.reshape(height, supersample, width, supersample)
+    known = np.isfinite(blocks)
+    count = known.sum(axis=(1, 3))
+    total = np.where(known, blocks, 0.0).sum(axis=(1, 3))
+    return total / np.maximum(count, 1), (count / supersample**2).astype(np.float32)
+
+
 def _row_parts(window: Window, supersample: int) -> Iterator[Window]:
     """Strips of a window, counted from its own corner, that fit into memory when supersampled."""
     rows = max(1, _MAX_SAMPLES // (window.width * supersample**2))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Self
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -11,58 +10,22 @@ from lightning_fabric import Fabric
 from numpy.typing import NDArray
 from torch import Tensor
 
-from engine.errors import LabelError
 from engine.feedback import Feedback, StepFeedback
-from engine.models.classifier import ClassifierConfig, HyperKDClassifier
+from engine.models.classifier import ClassifierConfig
+from engine.models.pixel_model import PixelModel
 from engine.training.baselines import fit_baselines
-from engine.training.context_fit import ContextFit, ContextSettings, fit_context
-from engine.training.heads_fit import HeadsFit, HeadsSettings, fit_heads
+from engine.training.context_fit import ContextFit, EncoderStart
+from engine.training.heads_fit import HeadsFit
 from engine.training.metrics import ConfusionScores, Scores
-from engine.training.places import hold_out, place_folds
-from engine.training.samples import Samples
-from engine.training.spectral_fit import (
-    SpectralFit,
-    SpectralSettings,
-    TrainingPixels,
-    fit_spectral_path,
+from engine.training.model_fit import (
+    TrainingSettings,
+    fit_model,
+    hold_out_places,
+    predict_samples,
 )
-
-PREDICT_CHIPS = 16
-
-
-@dataclass(frozen=True)
-class TrainingSettings:
-    """How a classifier is trained.
-
-    Args:
-        validation: share of the places that training does not see at all, for the scores.
-        folds: of the other places, for early stopping and the gate.
-        seed: of everything that is drawn.
-        spectral: see there.
-        heads: see there.
-        context: see there.
-    """
-
-    validation: float = 0.25
-    folds: int = 4
-    seed: int = 0
-    spectral: SpectralSettings = field(default_factory=SpectralSettings)
-    heads: HeadsSettings = field(default_factory=HeadsSettings)
-    context: ContextSettings = field(default_factory=ContextSettings)
-
-    @classmethod
-    def of(cls, epochs: int, validation: float, seed: int) -> Self:
-        """Settings for the user's choices; the encoder trains for its share of the epochs."""
-        context = max(epochs * ContextSettings.epochs // SpectralSettings.epochs, 1)
-        return cls(
-            validation=validation,
-            seed=seed,
-            spectral=SpectralSettings(epochs=epochs),
-            heads=HeadsSettings(epochs=epochs),
-            context=ContextSettings(
-                epochs=context, check_epochs=min(ContextSettings.check_epochs, context)
-            ),
-        )
+from engine.training.objective import ClassObjective
+from engine.training.samples import Samples
+from engine.training.spectral_fit import SpectralFit
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +42,7 @@ class TrainedClassifier:
         context: the encoder's fit.
     """
 
-    model: HyperKDClassifier
+    model: PixelModel
     held_out: NDArray[np.bool_]
     scores: Scores | None
     baselines: dict[str, Scores]
@@ -93,98 +56,44 @@ def train_on_samples(
     config: ClassifierConfig,
     settings: TrainingSettings,
     *,
-    backbone: dict[str, Tensor] | None,
+    start: EncoderStart | None,
     fabric: Fabric,
     feedback: Feedback,
 ) -> TrainedClassifier:
     """Train on some places and score on the others.
 
-    1. Hold places out; nothing below sees them before step 5.
-    2. Fit the linear path; folds of the remaining places decide when to stop.
-    3. Train small networks on the spectra; the same folds decide their share beside it.
-    4. Train the encoder on top; the same folds decide how far its gate opens.
-    5. Score on the places held out, beside classical classifiers trained on the same pixels.
+    1. Hold places out; nothing below sees them before step 3.
+    2. Fit the model, see `fit_model`.
+    3. Score on the places held out, beside classical classifiers trained on the same pixels.
 
     Raises:
         LabelError: too few places to hold any out.
     """
-    held_out = _hold_out(samples, settings)
+    held_out = hold_out_places(samples, samples.class_index, settings)
     training = samples.subset(~torch.from_numpy(held_out))
-    pixels = _training_pixels(training, settings, fabric.device)
-    spectral = fit_spectral_path(
-        pixels, settings.spectral, settings.seed, StepFeedback(feedback, 0.0, 0.15)
+    device = fabric.device
+    objective = ClassObjective(
+        training.shares.to(device), training.weight.to(device), training.pure.to(device)
     )
-    heads = fit_heads(
-        pixels,
-        training.place.to(fabric.device),
-        spectral,
-        settings.heads,
-        members=config.heads,
-        hidden=config.heads_hidden,
-        seed=settings.seed,
-        feedback=StepFeedback(feedback, 0.15, 0.5),
-    )
-    context = fit_context(
+    fit = fit_model(
         training,
-        pixels,
-        spectral,
-        heads,
+        objective,
+        training.class_index,
         config,
-        settings.context,
-        backbone=backbone,
-        seed=settings.seed,
+        settings,
+        start=start,
         fabric=fabric,
-        feedback=StepFeedback(feedback, 0.5, 0.9),
+        feedback=StepFeedback(feedback, 0.0, 0.9),
     )
     last = StepFeedback(feedback, 0.9, 1.0)
-    scores, baselines = _score(context.model, training, samples, held_out, settings.seed, last)
-    return TrainedClassifier(context.model, held_out, scores, baselines, spectral, heads, context)
-
-
-def predict_samples(model: HyperKDClassifier, samples: Samples) -> Tensor:
-    """(M, K) float32 logits of the labelled pixels, each seen in its chip."""
-    if model.config.encoder_gate == 0:
-        spectra = samples.spectra
-        valid = torch.ones(1, len(spectra), 1, dtype=torch.bool)
-        with torch.inference_mode():
-            logits: Tensor = model(spectra.T[None, :, :, None], valid)
-        return logits[0, :, :, 0].T
-    parts = []
-    for index in torch.split(torch.arange(len(samples.valid)), PREDICT_CHIPS):
-        with torch.inference_mode():
-            parts.append(model(samples.reflectance[index], samples.valid[index]))
-    return torch.cat(parts)[samples.chip, :, samples.row, samples.col]
-
-
-def _hold_out(samples: Samples, settings: TrainingSettings) -> NDArray[np.bool_]:
-    """Choose the places for the scores; see `hold_out`."""
-    place = samples.place.numpy()
-    if settings.validation > 0 and len(np.unique(place)) < 2:
-        raise LabelError(
-            "All labels lie in one place, so none can be held out to test the model.",
-            "Label other places too, or set the share of validation blocks to 0.",
-        )
-    return hold_out(samples.class_index.numpy(), place, settings.validation, settings.seed)
-
-
-def _training_pixels(
-    training: Samples, settings: TrainingSettings, device: torch.device
-) -> TrainingPixels:
-    """The samples as the linear path wants them, with their folds."""
-    fold = place_folds(
-        training.class_index.numpy(), training.place.numpy(), settings.folds, settings.seed
-    )
-    return TrainingPixels(
-        training.spectra.to(device),
-        training.shares.to(device),
-        training.weight.to(device),
-        training.pure.to(device),
-        torch.from_numpy(fold).to(device),
+    scores, baselines = _score(fit.model, training, samples, held_out, settings.seed, last)
+    return TrainedClassifier(
+        fit.model, held_out, scores, baselines, fit.spectral, fit.heads, fit.context
     )
 
 
 def _score(
-    model: HyperKDClassifier,
+    model: PixelModel,
     training: Samples,
     samples: Samples,
     held_out: NDArray[np.bool_],
@@ -219,7 +128,7 @@ def _scores_of(reference: Tensor, predicted: Tensor, samples: Samples) -> Scores
     return confusion.scores()
 
 
-def bfloat16_agreement(model: HyperKDClassifier, samples: Samples) -> float:
+def bfloat16_agreement(model: PixelModel, samples: Samples) -> float:
     """Share of the labelled pixels that get the same class in bfloat16 as in float32."""
     exact = predict_samples(model, samples).argmax(dim=1)
     with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -1,7 +1,7 @@
 """Training the encoder and its head on top of the pixel's own answer, and the gate between.
 
-Neighbourhood teaches the place rather than the class when labels are few, so the encoder starts
-outside: for each fold of places it is trained without them, on top of pixel logits that have not
+Neighbourhood teaches the place rather than the thing when labels are few, so the encoder starts
+outside: for each fold of places it is trained without them, on top of pixels' answers that have not
 seen them either, and asked about them. The gate opens as far as these answers confirm it.
 """
 
@@ -15,11 +15,11 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from engine.feedback import Feedback, StepFeedback
-from engine.models.classifier import ClassifierConfig, HyperKDClassifier
+from engine.models.pixel_model import PixelModel, PixelModelConfig
 from engine.training.gate import GateChoice, choose_gate, is_confirmed
 from engine.training.heads_fit import HeadsFit
 from engine.training.samples import Samples
-from engine.training.spectral_fit import SpectralFit, TrainingPixels, balanced_target
+from engine.training.spectral_fit import SpectralFit, TrainingPixels
 
 GATES = (0.25, 0.5, 1.0)
 
@@ -31,8 +31,9 @@ class ContextSettings:
     Args:
         epochs: of each fold's encoder and of the last.
         check_epochs: epochs between two looks at the held-out places.
-        batch_chips: chips a step.
+        batch_px: pixels of chips a step, at least one chip.
         lr: of AdamW, after a warm-up of one tenth, falling to 0 as a cosine.
+        backbone_lr: of an encoder that starts from a backbone, in parts of ``lr``.
         weight_decay: of AdamW.
         dropout: in encoder and head.
         brightness: see `SpectralSettings`; one factor a chip.
@@ -41,8 +42,9 @@ class ContextSettings:
 
     epochs: int = 20
     check_epochs: int = 5
-    batch_chips: int = 8
+    batch_px: int = 3200
     lr: float = 1e-3
+    backbone_lr: float = 0.1
     weight_decay: float = 0.05
     dropout: float = 0.1
     brightness: float = 0.05
@@ -50,15 +52,28 @@ class ContextSettings:
 
 
 @dataclass(frozen=True, eq=False)
+class EncoderStart:
+    """An encoder that was trained before.
+
+    Args:
+        weights: by their names in the encoder, normalisation included.
+        frozen: they stay as they are, to the bit; else they are trained on.
+    """
+
+    weights: dict[str, Tensor]
+    frozen: bool = False
+
+
+@dataclass(frozen=True, eq=False)
 class ContextFit:
-    """The trained classifier and why the encoder's gate is where it is.
+    """The trained model and why the encoder's gate is where it is.
 
     Args:
         model: with heads' share and gate set in its configuration, in evaluation mode.
         choice: the gate and its reasons.
     """
 
-    model: HyperKDClassifier
+    model: PixelModel
     choice: GateChoice
 
 
@@ -67,10 +82,10 @@ def fit_context(
     pixels: TrainingPixels,
     spectral: SpectralFit,
     heads: HeadsFit,
-    config: ClassifierConfig,
+    config: PixelModelConfig,
     settings: ContextSettings,
     *,
-    backbone: dict[str, Tensor] | None,
+    start: EncoderStart | None,
     seed: int,
     fabric: Fabric,
     feedback: Feedback,
@@ -82,9 +97,9 @@ def fit_context(
         pixels: the same pixels with their folds.
         spectral: the linear path fitted on them.
         heads: the networks fitted on them.
-        config: of the classifier; its shares are ignored.
+        config: of the model; its shares are ignored.
         settings: see there.
-        backbone: weights of an encoder to start from.
+        start: an encoder to start from; None for fresh weights.
         seed: of initial weights, batches and augmentation.
         fabric: device and precision.
         feedback: told the loss; asked for a cancel at every batch.
@@ -99,37 +114,39 @@ def fit_context(
     added: dict[int, Tensor] = {}
     for fold in range(folds):
         part = StepFeedback(feedback, fold / runs, (fold + 1) / runs)
-        model = _start(config, backbone, seed + fold, spectral, heads, fold)
-        answers = trainer.train(model, fold, seed + fold, settings.epochs, part)
+        model = _model(config, start, seed + fold, spectral, heads, fold)
+        answers = trainer.train(model, start, fold, seed + fold, settings.epochs, part)
         members = pixels.fold == fold
-        for epoch, logits in answers.items():
-            added.setdefault(epoch, torch.zeros_like(heads.held_out))[members] = logits[members]
+        for epoch, answer in answers.items():
+            added.setdefault(epoch, torch.zeros_like(heads.held_out))[members] = answer[members]
     place = samples.place.to(fabric.device)
-    choice = choose_gate(pixels, place, heads.held_out, added, GATES, settings.epochs, is_confirmed)
+    choice = choose_gate(
+        pixels.objective, place, heads.held_out, added, GATES, settings.epochs, is_confirmed
+    )
     config = replace(config, encoder_gate=choice.gate)
-    model = _start(config, backbone, seed, spectral, heads, None)
+    model = _model(config, start, seed, spectral, heads, None)
     last = StepFeedback(feedback, folds / runs, 1.0)
-    trainer.train(model, None, seed, choice.epochs, last)
+    trainer.train(model, start, None, seed, choice.epochs, last)
     return ContextFit(model.eval().cpu(), choice)
 
 
-def _start(
-    config: ClassifierConfig,
-    backbone: dict[str, Tensor] | None,
+def _model(
+    config: PixelModelConfig,
+    start: EncoderStart | None,
     seed: int,
     spectral: SpectralFit,
     heads: HeadsFit,
     fold: int | None,
-) -> HyperKDClassifier:
-    """A classifier whose pixel logits are fitted, without a fold or on all places (None).
+) -> PixelModel:
+    """A model whose answers from the pixel are fitted, without a fold or on all places (None).
 
-    Its encoder has fresh weights, or those of the backbone.
+    Its encoder has fresh weights, or those to start from.
     """
     state = heads.state if fold is None else heads.fold_states[fold]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         # A fold has fewer networks than the model.
-        model = HyperKDClassifier(replace(config, heads=len(state["bias1"])))
+        model = replace(config, heads=len(state["bias1"])).build()
     path = spectral.path
     weight = path.weight if fold is None else spectral.fold_weight[fold]
     bias = path.bias if fold is None else spectral.fold_bias[fold]
@@ -139,8 +156,9 @@ def _start(
     model.heads.requires_grad_(False)
     model.encoder.band_mean.copy_(path.band_mean)
     model.encoder.band_std.copy_(path.band_std)
-    if backbone is not None:  # with the normalisation that it was trained with
-        model.encoder.load_state_dict(backbone)
+    if start is not None:  # with the normalisation that it was trained with
+        model.encoder.load_state_dict(start.weights)
+        model.encoder.requires_grad_(not start.frozen)
     return model
 
 
@@ -153,18 +171,22 @@ class _Trainer:
         self._samples = samples
         self._settings = settings
         self._fabric = fabric
-        target = balanced_target(pixels)
+        self._objective = pixels.objective
+        target = pixels.objective.target.cpu()
         n, _c, p, _p = samples.reflectance.shape
+        self._batch_chips = max(settings.batch_px // p**2, 1)
         where = samples.chip, samples.row, samples.col
-        # Targets as maps beside the chips, 0 where there is no label: (N, P, P, K).
-        self._target = torch.zeros(n, p, p, samples.num_classes)
-        self._target[where] = (target / target.sum() * n).cpu()
+        # Targets as maps beside the chips, 0 where there is no label: (N, P, P, T).
+        self._target = torch.zeros(n, p, p, target.shape[1])
+        self._target[where] = target
+        self._scale = n / len(target)  # so that a chip's loss is about 1
         self._fold = torch.full((n, p, p), -2)
         self._fold[where] = pixels.fold.cpu()
 
     def train(
         self,
-        model: HyperKDClassifier,
+        model: PixelModel,
+        start: EncoderStart | None,
         fold: int | None,
         seed: int,
         epochs: int,
@@ -173,31 +195,32 @@ class _Trainer:
         """Train on all places outside a fold (None: on all).
 
         Returns:
-            by number of epochs: (M, K) logits that the encoder adds to all labelled pixels, on
-            their device; empty when there is no fold to ask about.
+            by number of epochs: (M, K) that the encoder adds to the answers for labelled pixels,
+            on their device; empty when there is no fold to ask about.
         """
         settings = self._settings
         device = self._fabric.device
         target = self._target
         if fold is not None:
             target = target * (self._fold != fold)[..., None]
-        chips = torch.nonzero(target.flatten(1).sum(dim=1)).flatten()
-        trained = [*model.encoder.parameters(), *model.head.parameters()]
-        optimiser = torch.optim.AdamW(trained, lr=settings.lr, weight_decay=settings.weight_decay)
-        steps = epochs * -(-len(chips) // settings.batch_chips)
+        chips = torch.nonzero((target != 0).flatten(1).any(dim=1)).flatten()
+        optimiser = self._optimiser(model, start)
+        steps = epochs * -(-len(chips) // self._batch_chips)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, _warm_up_and_cosine(steps))
         wrapped, optimiser = self._fabric.setup(model, optimiser)
         wrapped.mark_forward_method("context")
         answers: dict[int, Tensor] = {}
+        frozen = start is not None and start.frozen
         generator = torch.Generator().manual_seed(seed)
         cuda = [device] if device.type == "cuda" else []
         with torch.random.fork_rng(devices=cuda):  # dropout draws from the global generators
             torch.manual_seed(seed)
             for epoch in range(1, epochs + 1):
                 wrapped.train()
+                model.encoder.train(not frozen)
                 order = chips[torch.randperm(len(chips), generator=generator)]
                 loss = 0.0
-                for index in torch.split(order, settings.batch_chips):
+                for index in torch.split(order, self._batch_chips):
                     feedback.raise_if_cancelled()
                     batch_loss = self._loss(model, wrapped, index, target[index], generator)
                     optimiser.zero_grad()
@@ -210,9 +233,20 @@ class _Trainer:
                     answers[epoch] = self._added(wrapped, feedback)
         return answers
 
+    def _optimiser(self, model: PixelModel, start: EncoderStart | None) -> torch.optim.Optimizer:
+        """The head learns at full rate; an encoder that knows something already, more slowly."""
+        settings = self._settings
+        groups = [{"params": list(model.head.parameters()), "lr": settings.lr}]
+        if start is None:
+            groups.append({"params": list(model.encoder.parameters()), "lr": settings.lr})
+        elif not start.frozen:
+            slower = settings.lr * settings.backbone_lr
+            groups.append({"params": list(model.encoder.parameters()), "lr": slower})
+        return torch.optim.AdamW(groups, weight_decay=settings.weight_decay)
+
     def _loss(
         self,
-        model: HyperKDClassifier,
+        model: PixelModel,
         wrapped: torch.nn.Module,
         index: Tensor,
         target: Tensor,
@@ -231,13 +265,11 @@ class _Trainer:
         chips = chips.masked_fill(~valid[:, None], 0.0)
         with torch.no_grad():
             base = model.pixel_answers(chips)
-        logits = base + wrapped.context(chips, valid)  # type: ignore[operator]
-        loss: Tensor = -(target * logits.log_softmax(dim=1).permute(0, 2, 3, 1)).sum()
-        return loss / len(index)
+        answers = base + wrapped.context(chips, valid)  # type: ignore[operator]
+        loss = self._objective.loss(answers.permute(0, 2, 3, 1), target)
+        return loss.sum() * (self._scale / len(index))
 
-    def _augmented(
-        self, chips: Tensor, model: HyperKDClassifier, generator: torch.Generator
-    ) -> Tensor:
+    def _augmented(self, chips: Tensor, model: PixelModel, generator: torch.Generator) -> Tensor:
         """Other light on the same ground, and a noisier sensor."""
         factor = torch.randn(len(chips), 1, 1, 1, generator=generator)
         noise = torch.randn(chips.shape, generator=generator)
@@ -247,12 +279,12 @@ class _Trainer:
 
     @torch.no_grad()
     def _added(self, wrapped: torch.nn.Module, feedback: Feedback) -> Tensor:
-        """(M, K) logits that the encoder adds to all labelled pixels."""
+        """(M, K) that the encoder adds to the answers for all labelled pixels."""
         wrapped.eval()
         device = self._fabric.device
         parts = []
         samples = self._samples
-        for index in torch.split(torch.arange(len(samples.valid)), self._settings.batch_chips):
+        for index in torch.split(torch.arange(len(samples.valid)), self._batch_chips):
             feedback.raise_if_cancelled()
             chips, valid = samples.reflectance[index].to(device), samples.valid[index].to(device)
             parts.append(wrapped.context(chips, valid).float().cpu())  # type: ignore[operator]

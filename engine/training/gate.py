@@ -1,7 +1,7 @@
-"""How much a part of the classifier adds, decided on places that it has not seen.
+"""How much a part of a model adds, decided on places that it has not seen.
 
 A part that sees nothing but the pixel's own spectrum needs only to make the loss on held-out places
-lower. One that sees the neighbourhood can learn the place instead of the class: it has to be
+lower. One that sees the neighbourhood can learn the place instead of the thing: it has to be
 better by more than chance over places, and must not cost accuracy there.
 """
 
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from engine.training.spectral_fit import HeldOutScore, TrainingPixels
+from engine.training.objective import Objective, judge
 
 CONFIRMED_ERRORS = 3.0  # standard errors over places: a dozen weights are tried, chance finds two
 
@@ -35,8 +35,8 @@ class GateScore:
     Args:
         epoch: number of epochs trained.
         gate: weight of what is added.
-        loss: mean over classes.
-        accuracy: balanced.
+        loss: as the objective judges.
+        accuracy: likewise: balanced accuracy of classes, R² of values.
         gain_errors: how many standard errors over places the loss is better than without.
     """
 
@@ -54,7 +54,7 @@ class GateChoice:
     Args:
         gate: 0 when nothing was confirmed.
         epochs: to train for; all of them when nothing was confirmed.
-        without: loss and balanced accuracy with nothing added.
+        without: loss and accuracy with nothing added.
         tried: all weights and epochs.
     """
 
@@ -65,7 +65,7 @@ class GateChoice:
 
 
 def choose_gate(
-    pixels: TrainingPixels,
+    objective: Objective,
     place: Tensor,
     base: Tensor,
     added: Mapping[int, Tensor],
@@ -76,23 +76,22 @@ def choose_gate(
     """Choose the weight with the lowest loss among those that may be taken.
 
     Args:
-        pixels: with the folds.
+        objective: that judges.
         place: (M,) the place of each pixel.
-        base: (M, K) cross-fitted logits without the part.
-        added: by number of epochs, (M, K) logits that weight 1 adds to them.
+        base: (M, K) cross-fitted answers without the part.
+        added: by number of epochs, (M, K) that weight 1 adds to them.
         gates: weights to try.
         epochs: that were trained at most.
         accept: whether a weight may be taken, by its score and the loss and accuracy without.
     """
-    score = HeldOutScore(pixels)
-    base_loss = score.pixel_loss(base)
-    without = score(base)
+    base_loss = objective.pixel_loss(base)
+    without = judge(objective, base)
     tried = []
-    for epoch, logits in added.items():
+    for epoch, part in added.items():
         for gate in gates:
-            joined = base + gate * logits
-            errors = _gain_errors(base_loss - score.pixel_loss(joined), place)
-            tried.append(GateScore(epoch, gate, *score(joined), errors))
+            joined = base + gate * part
+            errors = _gain_errors(base_loss - objective.pixel_loss(joined), place)
+            tried.append(GateScore(epoch, gate, *judge(objective, joined), errors))
     accepted = [item for item in tried if accept(item, without)]
     best = min(accepted, key=lambda item: item.loss, default=None)
     if best is None:

@@ -18,7 +18,6 @@ from engine.training.spectral_fit import (
     SpectralFit,
     TrainingPixels,
     augmented,
-    balanced_target,
     epoch_batches,
 )
 
@@ -62,7 +61,7 @@ class HeadsFit:
         state: of a `SpectralHeads`, those trained on all places.
         fold_states: of those trained without each fold.
         choice: their share and its reasons.
-        held_out: (M, K) cross-fitted logits of the mixture with this share.
+        held_out: (M, K) cross-fitted answers of the mixture with this share.
     """
 
     state: dict[str, Tensor]
@@ -105,14 +104,14 @@ def fit_heads(
             feedback.raise_if_cancelled()
             loss = stack.train_epoch()
             if epoch % settings.check_epochs == 0 or epoch == settings.epochs:
-                added[epoch] = stack.held_out_logits() - spectral.held_out
+                added[epoch] = stack.held_out_answers() - spectral.held_out
                 states[epoch] = stack.state()
             feedback.progress(
                 epoch / settings.epochs, f"Networks on spectra, epoch {epoch}: loss {loss:.3f}"
             )
     tried = added if pixels.num_folds > 1 else {}
     choice = choose_gate(
-        pixels, place, spectral.held_out, tried, SHARES, settings.epochs, is_better
+        pixels.objective, place, spectral.held_out, tried, SHARES, settings.epochs, is_better
     )
     mixture = spectral.held_out + choice.gate * added[choice.epochs]
     kept, *without = stack.split(states[choice.epochs])
@@ -139,15 +138,16 @@ class _Stack:
             settings.fold_members
         )
         self._owner = torch.cat([owner, torch.full((members,), -1, device=device)])
-        bands, classes = pixels.spectra.shape[1], pixels.shares.shape[1]
+        bands, outputs = pixels.spectra.shape[1], pixels.objective.outputs
         count = len(self._owner)
-        self._heads = SpectralHeads(bands, classes, count, hidden, settings.dropout).to(device)
+        self._heads = SpectralHeads(bands, outputs, count, hidden, settings.dropout).to(device)
         self._optimiser = torch.optim.AdamW(
             self._heads.parameters(), lr=settings.lr, weight_decay=settings.weight_decay
         )
         seen = self._owner[:, None] != pixels.fold[None]
         self._seen = (seen | (pixels.num_folds == 1)).float()  # (networks, M)
-        self._target = balanced_target(pixels)
+        self._objective = pixels.objective
+        self._target = pixels.objective.target
 
     def train_epoch(self) -> float:
         """Go through all pixels; returns the mean loss of the networks that are kept."""
@@ -164,7 +164,7 @@ class _Stack:
             )
             with torch.no_grad():
                 views = self._path.views(spectra)
-            loss = -(self._target[index] * self._heads(views).log_softmax(dim=2)).sum(dim=2)
+            loss = self._objective.loss(self._heads(views), self._target[index])
             loss = (loss * self._seen[:, index]).sum(dim=1) / len(index)
             self._optimiser.zero_grad()
             torch.autograd.backward(loss.sum())
@@ -173,16 +173,16 @@ class _Stack:
         return total / sum(map(len, batches))
 
     @torch.no_grad()
-    def held_out_logits(self) -> Tensor:
-        """(M, K) mean logits of each pixel by the networks that have not seen its fold."""
+    def held_out_answers(self) -> Tensor:
+        """(M, K) mean answer for each pixel by the networks that have not seen its fold."""
         self._heads.eval()
         found = []
         all_pixels = torch.arange(len(self._target), device=self._target.device)
         for index in torch.split(all_pixels, CHUNK_PX):
-            logits = self._heads(self._path.views(self._pixels.spectra[index]))
+            answers = self._heads(self._path.views(self._pixels.spectra[index]))
             # (networks, n): those that answer for the fold that each pixel is in.
             asked = (self._owner[:, None] == self._pixels.fold[index]).float()[..., None]
-            found.append((logits * asked).sum(dim=0) / asked.sum(dim=0))
+            found.append((answers * asked).sum(dim=0) / asked.sum(dim=0))
         return torch.cat(found)
 
     def state(self) -> dict[str, Tensor]:

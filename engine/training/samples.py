@@ -1,7 +1,8 @@
 """Samples: the labelled pixels of scenes, with the chips around them and the place they are in.
 
 Scenes are cut into cells; a chip is a cell with a margin, so that every labelled pixel belongs to
-one chip and the encoder sees what lies around it. Only chips with labels are read and kept.
+one chip and the encoder sees what lies around it. Only chips with labels are read and kept. Places
+are blocks of ground of a size of their own: what is held out together.
 """
 
 from __future__ import annotations
@@ -16,27 +17,41 @@ from torch import Tensor
 
 from engine.errors import LabelError
 from engine.feedback import Feedback
-from engine.raster.labels import FieldValue, GroundBlocks, SceneLabels
-from engine.raster.reflectance import Reflectance
+from engine.raster.labels import GroundBlocks
+from engine.raster.reflectance import Reflectance, Scratch
 from engine.raster.scene import Scene, SceneReader
 from engine.raster.spectra import BandMatch
 from engine.raster.tiles import Window
+from engine.training.targets import PixelTargets, WindowTargets
 
-PURE_SHARE = 0.6  # a pixel with this much of one class is a sample of it, as in the label raster
-MIN_LABELLED_SHARE = 0.3  # below it, most of the light came from ground that nobody labelled
 MIN_PIXELS = 3  # two pixels cannot be in two places that are tested against each other
 FEW_PIXELS = 10
-MAX_PIXELS_PER_CLASS = 4000  # beyond, more pixels of the same places teach little
+MAX_PIXELS_PER_GROUP = 4000  # beyond, more pixels of the same places teach little
 MAX_CHIP_BYTES = 512 * 1024**2
 
 
 @dataclass(frozen=True, eq=False)
 class ScenePixels:
-    """A scene to train on: how to read it, and its labels."""
+    """A scene to train on: how to read it, and what is right in it."""
 
     scene: Scene
     match: BandMatch
-    labels: SceneLabels
+    targets: PixelTargets
+
+
+@dataclass(frozen=True)
+class SampleSizes:
+    """Sides of squares, in pixels.
+
+    Args:
+        chip_px: of what the encoder sees at a time.
+        core_px: of the middle of a chip, whose pixels are its samples; not larger than the chip.
+        block_px: of a block of ground, which is held out as a whole.
+    """
+
+    chip_px: int
+    core_px: int
+    block_px: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,9 +64,10 @@ class Samples:
         chip: (M,) int64, the chip of each labelled pixel.
         row: (M,) int64, its row in the chip.
         col: (M,) int64, its column in the chip.
-        shares: (M, K) float32, the share of each class in what is labelled; rows sum to 1.
+        target: (M, K) float32, the share of each class in what is labelled, or one value.
         weight: (M,) float32, the labelled share of the pixel's area.
-        pure: (M,) bool, True where one class has most of the pixel; only these are scored.
+        pure: (M,) bool, True where one class, or the value, has most of the pixel; only these are
+            scored.
         place: (M,) int64, number of the ground block.
         position: (M, 3) int64, scene, row and column, for maps.
     """
@@ -61,16 +77,26 @@ class Samples:
     chip: Tensor
     row: Tensor
     col: Tensor
-    shares: Tensor
+    target: Tensor
     weight: Tensor
     pure: Tensor
     place: Tensor
     position: Tensor
 
     @property
+    def shares(self) -> Tensor:
+        """(M, K) float32, of classes; rows sum to 1."""
+        return self.target
+
+    @property
     def class_index(self) -> Tensor:
         """(M,) int64, the class with the largest share."""
-        return self.shares.argmax(dim=1)
+        return self.target.argmax(dim=1)
+
+    @property
+    def value(self) -> Tensor:
+        """(M,) float32, of samples of a quantity."""
+        return self.target[:, 0]
 
     @property
     def spectra(self) -> Tensor:
@@ -80,7 +106,7 @@ class Samples:
     @property
     def num_classes(self) -> int:
         """K."""
-        return self.shares.shape[1]
+        return self.target.shape[1]
 
     @property
     def num_places(self) -> int:
@@ -104,7 +130,7 @@ class Samples:
             chip,
             self.row[keep],
             self.col[keep],
-            self.shares[keep],
+            self.target[keep],
             self.weight[keep],
             self.pure[keep],
             self.place[keep],
@@ -114,24 +140,20 @@ class Samples:
 
 def collect_samples(
     scenes: Sequence[ScenePixels],
-    values: Sequence[FieldValue],
     *,
-    cell_px: int,
-    chip_px: int,
+    sizes: SampleSizes,
     seed: int,
     feedback: Feedback,
 ) -> Samples:
     """Read the labelled pixels of all scenes.
 
-    1. Count the labelled pixels of each class in each cell of each scene.
-    2. Draw cells class by class, the rarest class first, until it has enough pixels.
+    1. Count the labelled pixels of each group in each cell of each scene.
+    2. Draw cells group by group, the rarest group first, until it has enough pixels.
     3. Read these cells with their margins.
 
     Args:
         scenes: with their labels, in the bands of the model.
-        values: K values of the class field, in the model's order.
-        cell_px: side of a cell, and of a ground block.
-        chip_px: side of a chip, not smaller than a cell.
+        sizes: of chips, their cores and the blocks of ground.
         seed: of the draw.
         feedback: told what is read.
 
@@ -140,7 +162,7 @@ def collect_samples(
     """
     rng = np.random.default_rng(seed)
     cells = np.concatenate(
-        [_count_cells(item, index, values, cell_px, feedback) for index, item in enumerate(scenes)]
+        [_count_cells(item, index, sizes.core_px, feedback) for index, item in enumerate(scenes)]
     )
     if not len(cells):
         raise LabelError(
@@ -148,12 +170,12 @@ def collect_samples(
             "Check that both show the same place and that the CRS of both is right.",
         )
     bands = len(scenes[0].match.rows)
-    budget = max(MAX_CHIP_BYTES // (4 * bands * chip_px**2), 1)
+    budget = max(MAX_CHIP_BYTES // (4 * bands * sizes.chip_px**2), 1)
     chosen = cells[draw_cells(cells[:, 3:], budget, rng)]
     first = scenes[0].scene
-    blocks = GroundBlocks(first.crs, first.transform, cell_px)
+    blocks = GroundBlocks(first.crs, first.transform, sizes.block_px)
     parts = [
-        _read_cells(item, index, chosen, values, (cell_px, chip_px), blocks, feedback)
+        _read_cells(item, index, chosen, sizes, blocks, feedback)
         for index, item in enumerate(scenes)
         if (chosen[:, 0] == index).any()
     ]
@@ -169,79 +191,66 @@ def collect_samples(
 def draw_cells(
     counts: NDArray[np.int64], budget: int, rng: np.random.Generator
 ) -> NDArray[np.int64]:
-    """Choose cells so that rare classes get all theirs and common ones no more than they need.
+    """Choose cells so that rare groups get all theirs and common ones no more than they need.
 
     Args:
-        counts: (cells, K) labelled pixels of each class.
+        counts: (cells, groups) labelled pixels of each class or step of values.
         budget: cells at most.
-        rng: decides the order within a class.
+        rng: decides the order within a group.
 
     Returns:
         indices of the chosen cells, ascending.
     """
     taken = np.zeros(len(counts), bool)
     order = rng.permutation(len(counts))
-    for class_index in np.argsort(counts.sum(axis=0), kind="stable"):
-        candidates = order[counts[order, class_index] > 0]
-        # A share of the budget for each class, so that the first do not use it up.
+    for group in np.argsort(counts.sum(axis=0), kind="stable"):
+        candidates = order[counts[order, group] > 0]
+        # A share of the budget for each group, so that the first do not use it up.
         room = max(budget // counts.shape[1], 1)
-        enough = int(counts[taken, class_index].sum())
+        enough = int(counts[taken, group].sum())
         for cell in candidates[~taken[candidates]][:room]:
-            if enough >= MAX_PIXELS_PER_CLASS:
+            if enough >= MAX_PIXELS_PER_GROUP:
                 break
             taken[cell] = True
-            enough += int(counts[cell, class_index])
+            enough += int(counts[cell, group])
     return np.flatnonzero(taken)[:budget]
 
 
-def usable(shares: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """Tell which pixels of (K + 1, …) shares are labelled well enough to train on."""
-    listed = shares[:-1].sum(axis=0)
-    used: NDArray[np.bool_] = (listed >= MIN_LABELLED_SHARE) & (shares[-1] <= listed)
-    return used
-
-
 def _count_cells(
-    item: ScenePixels,
-    scene_index: int,
-    values: Sequence[FieldValue],
-    cell_px: int,
-    feedback: Feedback,
+    item: ScenePixels, scene_index: int, core_px: int, feedback: Feedback
 ) -> NDArray[np.int64]:
-    """(cells, 3 + K): scene, row and column offset, and labelled pixels of each class."""
-    scene = item.scene
+    """(cells, 3 + groups): scene, row and column offset, and labelled pixels of each group."""
+    scene, groups = item.scene, item.targets.groups
     found = []
-    for row_off in range(0, scene.height, cell_px):
+    for row_off in range(0, scene.height, core_px):
         feedback.raise_if_cancelled()
-        rows = min(cell_px, scene.height - row_off)
-        shares = item.labels.shares(Window(row_off, 0, rows, scene.width), values)
-        row, col = np.nonzero(usable(shares))
+        rows = min(core_px, scene.height - row_off)
+        targets = item.targets.read(Window(row_off, 0, rows, scene.width))
+        row, col = np.nonzero(targets.used)
         if len(row):
-            label = shares[:-1, row, col].argmax(axis=0)
-            cols = -(-scene.width // cell_px)
-            counts = np.zeros((cols, len(values)), np.int64)
-            np.add.at(counts, (col // cell_px, label), 1)
+            cols = -(-scene.width // core_px)
+            counts = np.zeros((cols, groups), np.int64)
+            np.add.at(counts, (col // core_px, targets.group[row, col]), 1)
             labelled = np.flatnonzero(counts.sum(axis=1))
             where = np.stack(
                 [np.full_like(labelled, scene_index), np.full_like(labelled, row_off),
-                 labelled * cell_px],
+                 labelled * core_px],
                 axis=1,
             )  # fmt: skip
             found.append(np.concatenate([where, counts[labelled]], axis=1))
-    return np.concatenate(found) if found else np.empty((0, 3 + len(values)), np.int64)
+    return np.concatenate(found) if found else np.empty((0, 3 + groups), np.int64)
 
 
 def _read_cells(
     item: ScenePixels,
     scene_index: int,
     chosen: NDArray[np.int64],
-    values: Sequence[FieldValue],
-    sizes_px: tuple[int, int],
+    sizes: SampleSizes,
     blocks: GroundBlocks,
     feedback: Feedback,
 ) -> Samples:
     """Read the chosen cells of one scene, in the order of its rows."""
-    cell_px, chip_px = sizes_px
+    core_px = sizes.core_px
     to_reflectance = Reflectance(item.scene, item.match, torch.device("cpu"))
     places = chosen[chosen[:, 0] == scene_index, 1:3]
     parts = []
@@ -252,12 +261,14 @@ def _read_cells(
             cell = Window(
                 row_off,
                 col_off,
-                min(cell_px, item.scene.height - row_off),
-                min(cell_px, item.scene.width - col_off),
+                min(core_px, item.scene.height - row_off),
+                min(core_px, item.scene.width - col_off),
             )
-            chip, valid, origin = _read_chip(reader, to_reflectance, item.scene, cell, chip_px)
-            shares = item.labels.shares(cell, values)
-            parts.append(_samples_of(chip, valid, origin, cell, shares, scene_index))
+            chip, valid, origin = _read_chip(
+                reader, to_reflectance, item.scene, cell, sizes.chip_px
+            )
+            targets = item.targets.read(cell)
+            parts.append(_samples_of(chip, valid, origin, cell, targets, scene_index))
     joined = _join(parts)
     row, col = joined.position[:, 1].numpy(), joined.position[:, 2].numpy()
     block = blocks.block_of(item.scene, row, col)
@@ -282,7 +293,7 @@ def _read_chip(
     )
     piece = to_reflectance.load(reader.read(window))
     whole = slice(0, window.height), slice(0, window.width)
-    (read,), (read_valid,) = to_reflectance.batch(piece, [whole])
+    (read,), (read_valid,) = to_reflectance.batch(piece, [whole], Scratch(torch.device("cpu")))
     inside = np.s_[row - top : row - top + window.height, col - left : col - left + window.width]
     chip = torch.zeros(len(read), chip_px, chip_px)
     valid = torch.zeros(chip_px, chip_px, dtype=torch.bool)
@@ -296,15 +307,13 @@ def _samples_of(
     valid: Tensor,
     origin: tuple[int, int],
     cell: Window,
-    shares: NDArray[np.float32],
+    targets: WindowTargets,
     scene_index: int,
 ) -> Samples:
     """The labelled pixels of one chip; its place is filled in later."""
     top, left = cell.row_off - origin[0], cell.col_off - origin[1]
     in_cell = valid[top : top + cell.height, left : left + cell.width].numpy()
-    row, col = np.nonzero(usable(shares) & in_cell)
-    listed = shares[:-1, row, col].T
-    weight = listed.sum(axis=1)
+    row, col = np.nonzero(targets.used & in_cell)
     position = np.stack([np.full_like(row, scene_index), row + cell.row_off, col + cell.col_off], 1)
     return Samples(
         chip[None],
@@ -312,9 +321,9 @@ def _samples_of(
         torch.zeros(len(row), dtype=torch.int64),
         torch.from_numpy(row + top),
         torch.from_numpy(col + left),
-        torch.from_numpy(listed / weight[:, None]),
-        torch.from_numpy(weight),
-        torch.from_numpy(listed.max(axis=1, initial=0) >= PURE_SHARE),
+        torch.from_numpy(targets.target[:, row, col].T.copy()),
+        torch.from_numpy(targets.weight[row, col]),
+        torch.from_numpy(targets.pure[row, col]),
         torch.zeros(len(row), dtype=torch.int64),
         torch.from_numpy(position),
     )
@@ -330,6 +339,6 @@ def _join(parts: Sequence[Samples]) -> Samples:
         torch.cat(chip),
         *(
             torch.cat([getattr(part, name) for part in parts])
-            for name in ("row", "col", "shares", "weight", "pure", "place", "position")
+            for name in ("row", "col", "target", "weight", "pure", "place", "position")
         ),
     )

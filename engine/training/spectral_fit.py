@@ -1,4 +1,4 @@
-"""Training the classifier's linear path, with its own held-out places deciding when to stop.
+"""Training a model's linear path, with its own held-out places deciding when to stop.
 
 The path is fitted several times side by side: once without each fold of places, and once on all.
 Every epoch the first are asked about the places that they have not seen; the step at which they
@@ -15,11 +15,7 @@ from torch import Tensor
 
 from engine.feedback import Feedback
 from engine.models.spectral import SpectralPath
-
-# Halfway between classes as frequent as they are (0) and classes that all weigh the same (1).
-CLASS_BALANCE = 0.5
-# A pure pixel weighs so much more than a mixed one of equal area: maps are scored on them.
-PURE_WEIGHT = 6.0
+from engine.training.objective import Objective, judge
 
 
 @dataclass(frozen=True)
@@ -53,17 +49,15 @@ class TrainingPixels:
 
     Args:
         spectra: (M, C) float32 reflectance.
-        shares: (M, K) float32, rows sum to 1.
-        weight: (M,) float32.
-        pure: (M,) bool, the pixels that are scored.
+        weight: (M,) float32, how much each counts for the mean spectrum.
         fold: (M,) int64, 0 to F - 1.
+        objective: what is right for them, on their device.
     """
 
     spectra: Tensor
-    shares: Tensor
     weight: Tensor
-    pure: Tensor
     fold: Tensor
+    objective: Objective
 
     @property
     def num_folds(self) -> int:
@@ -77,8 +71,8 @@ class EpochScore:
 
     Args:
         train_loss: of the fit on all places, with augmentation.
-        held_out_loss: mean over classes, on places that each fit has not seen.
-        held_out_accuracy: balanced, on the same pixels.
+        held_out_loss: on places that each fit has not seen, as the objective judges.
+        held_out_accuracy: on the same pixels.
     """
 
     train_loss: float
@@ -94,7 +88,7 @@ class SpectralFit:
         path: fitted on all places.
         fold_weight: (F, K, 2 C), of the fits without each fold.
         fold_bias: (F, K).
-        held_out: (M, K) logits of each pixel by the fit that has not seen its place.
+        held_out: (M, K) answer for each pixel by the fit that has not seen its place.
         curve: one entry an epoch.
         best_epoch: 0-based.
     """
@@ -120,18 +114,18 @@ def fit_spectral_path(
     """
     device = pixels.spectra.device
     generator = torch.Generator(device).manual_seed(seed)
-    path = SpectralPath(pixels.spectra.shape[1], pixels.shares.shape[1]).to(device)
+    objective = pixels.objective
+    path = SpectralPath(pixels.spectra.shape[1], objective.outputs).to(device)
     path.fit_views(pixels.spectra, pixels.weight)
     stack = _Stack(path, pixels, settings)
-    scored = HeldOutScore(pixels)
     views = path.views(pixels.spectra)
     curve: list[EpochScore] = []
     best_epoch = 0
     for epoch in range(settings.epochs):
         feedback.raise_if_cancelled()
         train_loss = stack.train_epoch(generator)
-        held_out = stack.held_out_logits(views)
-        curve.append(EpochScore(train_loss, *scored(held_out)))
+        held_out = stack.held_out_answers(views)
+        curve.append(EpochScore(train_loss, *judge(objective, held_out)))
         if curve[-1].held_out_loss <= curve[best_epoch].held_out_loss:
             best_epoch = epoch
             stack.keep(held_out)
@@ -140,18 +134,9 @@ def fit_spectral_path(
         feedback.progress(
             (epoch + 1) / settings.epochs,
             f"Spectra, epoch {epoch + 1}: loss {curve[-1].held_out_loss:.3f}, "
-            f"accuracy {curve[-1].held_out_accuracy:.3f} on held-out places",
+            f"{objective.accuracy_name} {curve[-1].held_out_accuracy:.3f} on held-out places",
         )
     return stack.best(tuple(curve), best_epoch)
-
-
-def balanced_target(pixels: TrainingPixels) -> Tensor:
-    """(M, K) shares with the weights of pixel and class, 1 a pixel on average."""
-    weight = pixels.weight * torch.where(pixels.pure, PURE_WEIGHT, 1.0)
-    balance = class_weights(pixels.shares, weight, CLASS_BALANCE)
-    target = pixels.shares * balance * weight[:, None]
-    weighted: Tensor = target / target.sum() * len(target)
-    return weighted
 
 
 def epoch_batches(
@@ -160,7 +145,7 @@ def epoch_batches(
     """Deal pixels into batches, in random order; few pixels are gone through several times.
 
     Args:
-        target: (M, K) of the pixels.
+        target: (M, T) of the pixels.
         batch_px: pixels a batch, at most.
         min_steps: batches an epoch, at least.
         generator: of the order; None for torch's own.
@@ -198,49 +183,6 @@ def augmented(
     return spectra * (1 + brightness * factor) + noise * band_std * grain
 
 
-def class_weights(shares: Tensor, weight: Tensor, balance: float) -> Tensor:
-    """(K,) weights that make classes count alike to the degree ``balance``, 1 on average."""
-    mass = (shares * weight[:, None]).sum(dim=0).clamp_min(1e-6)
-    factor = (mass.sum() / (len(mass) * mass)) ** balance
-    weights: Tensor = factor * mass.sum() / (factor * mass).sum()
-    return weights
-
-
-class HeldOutScore:
-    """Loss and balanced accuracy of cross-fitted answers, over the pure pixels.
-
-    A class of which no pixel is pure is scored by its shares.
-    """
-
-    def __init__(self, pixels: TrainingPixels) -> None:
-        label = pixels.shares.argmax(dim=1)
-        counted = torch.bincount(label[pixels.pure], minlength=pixels.shares.shape[1])
-        scored = pixels.pure | (counted[label] == 0)
-        part = pixels.shares * scored[:, None]
-        mass = part.sum(dim=0)
-        present = mass > 0
-        self._share = part / mass.clamp_min(1e-6) / present.sum()
-        self._label = label[scored]
-        self._scored = scored
-        self._num_classes = pixels.shares.shape[1]
-
-    def __call__(self, logits: Tensor) -> tuple[float, float]:
-        """Score (M, K) logits: mean loss over classes, and balanced accuracy."""
-        return float(self.pixel_loss(logits).sum()), self.accuracy(logits)
-
-    def pixel_loss(self, logits: Tensor) -> Tensor:
-        """(M,) contributions to the loss; their sum is the mean over classes."""
-        loss: Tensor = -(self._share * logits.log_softmax(dim=1)).sum(dim=1)
-        return loss
-
-    def accuracy(self, logits: Tensor) -> float:
-        """Mean recall of the classes that are there."""
-        hit = (logits.argmax(dim=1)[self._scored] == self._label).float()
-        count = torch.bincount(self._label, minlength=self._num_classes)
-        hits = torch.bincount(self._label, weights=hit, minlength=self._num_classes)
-        return float((hits[count > 0] / count[count > 0]).mean())
-
-
 class _Stack:
     """The F + 1 fits side by side: one weight tensor, one optimiser, one matrix product."""
 
@@ -262,9 +204,10 @@ class _Stack:
         seen = torch.arange(folds + 1, device=device)[:, None] != pixels.fold[None]
         if folds == 1:  # all in one place: there is nothing to hold out
             seen[:] = True
-        self._target = balanced_target(pixels)
+        self._objective = pixels.objective
+        self._target = pixels.objective.target
         self._seen = seen.float()
-        self.keep(torch.zeros_like(pixels.shares))
+        self.keep(torch.zeros(len(self._target), k, device=device))
 
     def train_epoch(self, generator: torch.Generator) -> float:
         """Go through all pixels; returns the loss of the fit on all of them."""
@@ -280,8 +223,8 @@ class _Stack:
                 generator,
             )
             views = self._path.views(spectra)
-            logits = torch.einsum("nd,fdk->fnk", views, self._weight) + self._bias
-            loss = -(self._target[index] * logits.log_softmax(dim=2)).sum(dim=2)
+            answers = torch.einsum("nd,fdk->fnk", views, self._weight) + self._bias
+            loss = self._objective.loss(answers, self._target[index])
             loss = (loss * self._seen[:, index]).sum(dim=1) / len(index)
             self._optimiser.zero_grad()
             torch.autograd.backward(loss.sum())
@@ -290,13 +233,13 @@ class _Stack:
         return total / sum(map(len, batches))
 
     @torch.no_grad()
-    def held_out_logits(self, views: Tensor) -> Tensor:
-        """(M, K) logits of each pixel by the fit that has not seen its fold."""
-        logits = torch.empty_like(self._target)
+    def held_out_answers(self, views: Tensor) -> Tensor:
+        """(M, K) answer for each pixel by the fit that has not seen its fold."""
+        answers = torch.empty(len(views), self._objective.outputs, device=views.device)
         for fold in range(len(self._weight) - 1):
             members = self._pixels.fold == fold
-            logits[members] = views[members] @ self._weight[fold] + self._bias[fold]
-        return logits
+            answers[members] = views[members] @ self._weight[fold] + self._bias[fold]
+        return answers
 
     @torch.no_grad()
     def keep(self, held_out: Tensor) -> None:

@@ -16,7 +16,7 @@ from engine.errors import (
     RequestError,
 )
 from engine.feedback import SilentFeedback
-from engine.jobs import classify as classify_module
+from engine.jobs.shared import prediction as street
 from engine.jobs.classify import classify
 from engine.version import engine_version
 from tests.engine.conftest import BANDS, CRS, FWHM_NM, HEIGHT, TRANSFORM, WAVELENGTH_NM, WIDTH
@@ -258,7 +258,7 @@ def test_log_has_the_device_first_then_model_bands_and_speed(request_of):
 
 def test_gpu_that_is_wished_for_and_missing_is_warned_about(request_of, monkeypatch):
     cpu = choose_device("cpu")
-    monkeypatch.setattr(classify_module, "choose_device", lambda *_: cpu)
+    monkeypatch.setattr(street, "choose_device", lambda *_: cpu)
     listener = Listener()
     classify(request_of(device="cuda"), listener)
     assert listener.warnings[0].startswith("Device: cpu")
@@ -278,7 +278,7 @@ def test_bfloat16_is_used_where_it_was_measured_to_agree(
     request_of, save_model, monkeypatch, training, wish, used
 ):
     fast = choose_device("cpu", precision="bfloat16" if wish == "auto" else wish)
-    monkeypatch.setattr(classify_module, "choose_device", lambda *_: fast)
+    monkeypatch.setattr(street, "choose_device", lambda *_: fast)
     listener = Listener()
     classify(request_of(model=save_model(training=training), precision=wish), listener)
     assert f"Precision: {used}" in listener.infos

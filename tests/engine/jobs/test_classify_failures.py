@@ -12,6 +12,7 @@ from engine.errors import (
 from engine.feedback import SilentFeedback
 from engine.jobs import classify as classify_module
 from engine.jobs.classify import classify
+from engine.packages.metadata import Quantity
 from tests.engine.jobs.brightest import NODATA, Listener, brightest_scene, left_in
 
 
@@ -67,9 +68,17 @@ def test_missing_output_folder_is_named(request_of, tmp_path):
         classify(request_of(output=str(tmp_path / "missing" / "map.tif")), SilentFeedback())
 
 
-def test_model_that_is_no_classifier_is_refused(request_of, save_model):
-    with pytest.raises(PackageError, match="is for generative"):
+def test_encoder_is_refused(request_of, save_model):
+    with pytest.raises(PackageError, match="is for pre-training, not for classification"):
         classify(request_of(model=save_model(task="generative")), SilentFeedback())
+
+
+def test_model_of_a_quantity_is_refused_and_its_algorithm_named(request_of, save_model):
+    quantity = Quantity("clay", "%", 0.0, 60.0)
+    model = save_model(task="regression", classes=(), quantity=quantity)
+    with pytest.raises(PackageError, match="is for estimates of a quantity") as refusal:
+        classify(request_of(model=model), SilentFeedback())
+    assert "'Estimate a quantity' takes this one" in refusal.value.remedy
 
 
 def test_unknown_model_is_refused(request_of):

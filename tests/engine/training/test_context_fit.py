@@ -5,7 +5,7 @@ from lightning_fabric import Fabric
 from engine.errors import CancelledError
 from engine.feedback import SilentFeedback
 from engine.models.classifier import ClassifierConfig
-from engine.training.context_fit import ContextSettings, fit_context
+from engine.training.context_fit import ContextSettings, EncoderStart, fit_context
 from engine.training.heads_fit import HeadsSettings, fit_heads
 from engine.training.spectral_fit import SpectralSettings, fit_spectral_path
 from tests.engine.training.made_samples import BANDS, CHIP_PX, made_samples
@@ -15,7 +15,7 @@ CONFIG = ClassifierConfig(
     in_channels=BANDS, num_classes=3, chip_px=CHIP_PX, halo_px=1, embed_dim=8, depth=1,
     num_heads=2, head_channels=4, patch_px=2, heads=2, heads_hidden=8,
 )  # fmt: skip
-QUICK = ContextSettings(epochs=2, check_epochs=1, batch_chips=4)
+QUICK = ContextSettings(epochs=2, check_epochs=1, batch_px=4 * CHIP_PX**2)
 
 
 def heads_of(samples, pixels, spectral):
@@ -25,14 +25,14 @@ def heads_of(samples, pixels, spectral):
     )  # fmt: skip
 
 
-def fit(seed=0, backbone=None, settings=QUICK, feedback=None):
+def fit(seed=0, start=None, settings=QUICK, feedback=None):
     samples = made_samples(chips=9)
     pixels = pixels_of(samples, folds=2)
     spectral = fit_spectral_path(pixels, SpectralSettings(epochs=10), 0, SilentFeedback())
     fabric = Fabric(accelerator="cpu", devices=1)
     found = fit_context(
         samples, pixels, spectral, heads_of(samples, pixels, spectral), CONFIG, settings,
-        backbone=backbone, seed=seed, fabric=fabric, feedback=feedback or SilentFeedback(),
+        start=start, seed=seed, fabric=fabric, feedback=feedback or SilentFeedback(),
     )  # fmt: skip
     return found, spectral
 
@@ -64,15 +64,31 @@ def test_every_gate_is_tried_at_every_check():
     }
 
 
-def test_an_encoder_to_begin_with_keeps_its_normalisation():
-    weights = {
-        name.removeprefix("encoder."): tensor
-        for name, tensor in fit()[0].model.state_dict().items()
-        if name.startswith("encoder.")
-    }
-    weights["band_mean"] = torch.full((BANDS,), 0.123)
-    found, _spectral = fit(seed=3, backbone=weights)
-    assert torch.equal(found.model.encoder.band_mean, weights["band_mean"])
+@pytest.fixture
+def trained_encoder():
+    weights = {name: t.clone() for name, t in fit()[0].model.encoder.state_dict().items()}
+    return weights | {"band_mean": torch.full((BANDS,), 0.123)}
+
+
+def test_an_encoder_to_begin_with_keeps_its_normalisation(trained_encoder):
+    found, _spectral = fit(seed=3, start=EncoderStart(trained_encoder))
+    assert torch.equal(found.model.encoder.band_mean, trained_encoder["band_mean"])
+
+
+def test_an_encoder_to_begin_with_is_trained_on(trained_encoder):
+    found, _spectral = fit(seed=3, start=EncoderStart(trained_encoder))
+    now = found.model.encoder.state_dict()["blocks.0.attn.qkv.weight"]
+    before = trained_encoder["blocks.0.attn.qkv.weight"]
+    assert not torch.equal(now, before)
+    torch.testing.assert_close(now, before, atol=0.01, rtol=0)
+
+
+def test_a_frozen_encoder_stays_as_it_is_to_the_bit(trained_encoder):
+    found, _spectral = fit(seed=3, start=EncoderStart(trained_encoder, frozen=True))
+    now = found.model.encoder.state_dict()
+    assert now.keys() == trained_encoder.keys()
+    assert all(torch.equal(now[name], tensor) for name, tensor in trained_encoder.items())
+    assert found.model.head.classes.weight.abs().max() > 0
 
 
 def test_cancel_is_heard_between_batches():
@@ -102,8 +118,8 @@ def test_held_out_places_open_the_gate_when_the_neighbourhood_tells_the_class():
     )  # fmt: skip
     found = fit_context(
         samples, pixels, spectral, heads_of(samples, pixels, spectral), config,
-        ContextSettings(epochs=30, check_epochs=10, batch_chips=4, lr=1e-2, dropout=0.0),
-        backbone=None, seed=0, fabric=Fabric(accelerator="cpu", devices=1),
+        ContextSettings(epochs=30, check_epochs=10, batch_px=4 * CHIP_PX**2, lr=1e-2, dropout=0.0),
+        start=None, seed=0, fabric=Fabric(accelerator="cpu", devices=1),
         feedback=SilentFeedback(),
     )  # fmt: skip
     assert found.choice.gate > 0

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from engine.training.gate import GateScore, choose_gate, is_better, is_confirmed
-from engine.training.spectral_fit import TrainingPixels
+from engine.training.objective import ClassObjective
 
 PLACES, PER_PLACE = 10, 4
 
@@ -28,25 +28,22 @@ def test_a_part_that_sees_only_the_pixel_must_lower_the_loss():
     assert not is_better(score(0.51, 0.9, -0.1), (0.5, 0.8))
 
 
-def pixels_in_places():
+def classes_in_places():
     """Two classes, alternating; logits of 0 know nothing."""
     label = torch.arange(PLACES * PER_PLACE) % 2
     shares = torch.eye(2)[label]
     count = len(label)
-    pixels = TrainingPixels(
-        torch.rand(count, 3), shares, torch.ones(count), torch.ones(count, dtype=torch.bool),
-        torch.zeros(count, dtype=torch.int64),
-    )  # fmt: skip
-    return pixels, torch.arange(PLACES).repeat_interleave(PER_PLACE), shares
+    objective = ClassObjective(shares, torch.ones(count), torch.ones(count, dtype=torch.bool))
+    return objective, torch.arange(PLACES).repeat_interleave(PER_PLACE), shares
 
 
 def choose(added, accept=is_confirmed):
-    pixels, place, shares = pixels_in_places()
-    return choose_gate(pixels, place, torch.zeros_like(shares), added, (0.5, 1.0), 30, accept)
+    objective, place, shares = classes_in_places()
+    return choose_gate(objective, place, torch.zeros_like(shares), added, (0.5, 1.0), 30, accept)
 
 
 def test_what_helps_everywhere_is_taken_with_its_best_weight_and_epoch():
-    _pixels, _place, shares = pixels_in_places()
+    _pixels, _place, shares = classes_in_places()
     noise = 0.01 * torch.randn(shares.shape, generator=torch.Generator().manual_seed(0))
     choice = choose({10: shares + noise, 20: 3 * shares + noise})
     assert (choice.gate, choice.epochs) == (1.0, 20)
@@ -55,7 +52,7 @@ def test_what_helps_everywhere_is_taken_with_its_best_weight_and_epoch():
 
 
 def test_what_helps_in_one_place_only_is_not():
-    _pixels, place, shares = pixels_in_places()
+    _objective, place, shares = classes_in_places()
     lucky = 20 * shares * (place == 3)[:, None]
     choice = choose({10: lucky})
     assert choice.gate == 0.0 and choice.epochs == 30

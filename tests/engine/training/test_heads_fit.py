@@ -5,9 +5,9 @@ from engine.errors import CancelledError
 from engine.feedback import SilentFeedback
 from engine.models.spectral import SpectralHeads
 from engine.training.heads_fit import HeadsSettings, fit_heads
-from engine.training.spectral_fit import SpectralSettings, TrainingPixels, fit_spectral_path
+from engine.training.spectral_fit import SpectralSettings, fit_spectral_path
 from tests.engine.training.made_samples import BANDS, made_samples
-from tests.engine.training.test_spectral_fit import Recorder, pixels_of
+from tests.engine.training.test_spectral_fit import Recorder, pixels_of, shuffled_fold
 
 QUICK = HeadsSettings(epochs=20, check_epochs=10, dropout=0.1)
 
@@ -72,10 +72,7 @@ def test_the_kept_networks_are_as_many_as_asked_for():
 def test_labels_of_a_fold_do_not_reach_the_networks_without_it():
     samples = made_samples()
     _heads, pixels, spectral = fit(samples)
-    member = pixels.fold == 1
-    shuffled = pixels.shares.clone()
-    shuffled[member] = shuffled[member].flip(0)  # the class totals stay as they are
-    changed = TrainingPixels(pixels.spectra, shuffled, pixels.weight, pixels.pure, pixels.fold)
+    changed = shuffled_fold(samples, pixels, 1)
     found = [
         fit_heads(
             each, samples.place, spectral, QUICK, members=1, hidden=16, seed=0,

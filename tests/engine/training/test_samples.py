@@ -7,7 +7,8 @@ from engine.feedback import SilentFeedback
 from engine.raster.labels import open_labels
 from engine.raster.scene import open_scene
 from engine.raster.spectra import match_bands
-from engine.training.samples import ScenePixels, collect_samples, draw_cells
+from engine.training.samples import SampleSizes, ScenePixels, collect_samples, draw_cells
+from engine.training.targets import ClassTargets
 from tests.engine.conftest import HEIGHT, WIDTH, ramp
 from tests.engine.raster.test_labels import write_labels
 
@@ -23,7 +24,7 @@ def labels_array():
 
 @pytest.fixture
 def collect(tmp_path, make_raster, labels_array):
-    def make(scenes=({},), array=labels_array, cell_px=5, chip_px=9, seed=0):
+    def make(scenes=({},), array=labels_array, core_px=5, chip_px=9, block_px=5, seed=0):
         source = write_labels(tmp_path / "labels.tif", array)
         opened = [
             open_scene(make_raster(f"{number}.tif", scale=1e-4, **options).path)
@@ -34,13 +35,12 @@ def collect(tmp_path, make_raster, labels_array):
             ScenePixels(
                 scene,
                 match_bands(bands, scene.require_bands()),
-                open_labels(source, None, scene.crs).on(scene),
+                ClassTargets(open_labels(source, None, scene.crs).on(scene), VALUES),
             )
             for scene in opened
         ]
-        return collect_samples(
-            items, VALUES, cell_px=cell_px, chip_px=chip_px, seed=seed, feedback=SilentFeedback()
-        )
+        sizes = SampleSizes(chip_px, core_px, block_px)
+        return collect_samples(items, sizes=sizes, seed=seed, feedback=SilentFeedback())
 
     return make
 
@@ -95,6 +95,13 @@ def test_a_place_is_a_block_of_ground_in_every_scene(collect):
     same = samples.place[(samples.position[:, 1:] == torch.tensor([9, 4])).all(dim=1)]
     assert len(one.unique()) == 1 and torch.equal(one, same)
     assert samples.num_places == 5 * 4
+
+
+def test_places_are_blocks_of_their_own_size(collect):
+    small, large = collect(core_px=9, block_px=2), collect(core_px=5, block_px=40)
+    assert large.num_places == 1
+    assert small.num_places > len(small.reflectance)
+    assert len(small.chip) == len(large.chip)
 
 
 def test_a_subset_keeps_its_pixels_and_chips_together(collect):

@@ -1,16 +1,13 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
 from engine.errors import CancelledError
 from engine.feedback import SilentFeedback
+from engine.training.objective import ClassObjective
 from engine.training.places import place_folds
-from engine.training.spectral_fit import (
-    HeldOutScore,
-    SpectralSettings,
-    TrainingPixels,
-    class_weights,
-    fit_spectral_path,
-)
+from engine.training.spectral_fit import SpectralSettings, TrainingPixels, fit_spectral_path
 from tests.engine.training.made_samples import made_samples
 
 QUICK = SpectralSettings(epochs=40, lr=0.02)
@@ -18,9 +15,16 @@ QUICK = SpectralSettings(epochs=40, lr=0.02)
 
 def pixels_of(samples, folds=3):
     fold = place_folds(samples.class_index.numpy(), samples.place.numpy(), folds, 0)
-    return TrainingPixels(
-        samples.spectra, samples.shares, samples.weight, samples.pure, torch.from_numpy(fold)
-    )
+    objective = ClassObjective(samples.shares, samples.weight, samples.pure)
+    return TrainingPixels(samples.spectra, samples.weight, torch.from_numpy(fold), objective)
+
+
+def shuffled_fold(samples, pixels, fold):
+    """The same pixels with other labels in one fold; the class totals stay as they are."""
+    member = pixels.fold == fold
+    shares = samples.shares.clone()
+    shares[member] = shares[member].flip(0)
+    return replace(pixels, objective=ClassObjective(shares, samples.weight, samples.pure))
 
 
 class Recorder(SilentFeedback):
@@ -56,10 +60,7 @@ def test_the_same_seed_gives_the_same_path_and_another_does_not():
 def test_pixels_of_a_fold_do_not_reach_the_fit_without_it():
     samples = made_samples()
     pixels = pixels_of(samples)
-    member = pixels.fold == 0
-    shuffled = pixels.shares.clone()
-    shuffled[member] = shuffled[member].flip(0)  # the class totals stay as they are
-    changed = TrainingPixels(pixels.spectra, shuffled, pixels.weight, pixels.pure, pixels.fold)
+    changed = shuffled_fold(samples, pixels, 0)
     once = SpectralSettings(epochs=1)
     fits = [fit_spectral_path(each, once, 0, SilentFeedback()) for each in (pixels, changed)]
     assert torch.allclose(fits[0].fold_weight[0], fits[1].fold_weight[0], atol=1e-6)
@@ -97,22 +98,3 @@ def test_cancel_is_heard_after_every_epoch():
     with pytest.raises(CancelledError):
         fit_spectral_path(pixels_of(made_samples()), QUICK, 0, recorder)
     assert len(recorder.messages) == 3
-
-
-@pytest.mark.parametrize("balance", [0.0, 0.5, 1.0])
-def test_class_weights_balance_to_the_degree_asked_for(balance):
-    shares = torch.eye(2).repeat_interleave(torch.tensor([90, 10]), dim=0)
-    weights = class_weights(shares, torch.ones(100), balance)
-    torch.testing.assert_close(weights[1] / weights[0], torch.tensor(9.0**balance))
-    torch.testing.assert_close((weights * torch.tensor([0.9, 0.1])).sum(), torch.tensor(1.0))
-
-
-def test_the_score_counts_classes_alike_and_mixed_pixels_not():
-    shares = torch.tensor([[1.0, 0.0]] * 8 + [[0.0, 1.0]] * 2 + [[0.5, 0.5]])
-    pure = shares.max(dim=1).values > 0.6
-    pixels = TrainingPixels(
-        torch.rand(11, 3), shares, torch.ones(11), pure, torch.zeros(11, dtype=torch.int64)
-    )
-    always_first = torch.tensor([[5.0, 0.0]]).expand(11, 2)
-    assert HeldOutScore(pixels).accuracy(always_first) == pytest.approx(0.5)
-    assert HeldOutScore(pixels).pixel_loss(always_first)[-1] == 0

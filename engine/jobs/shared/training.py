@@ -1,0 +1,228 @@
+"""What the jobs share that train a model on labelled places: request, scenes, backbone, package."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import numpy as np
+from pydantic import BeforeValidator, Field
+from rasterio.warp import transform_bounds
+
+from engine.errors import PackageError, RequestError
+from engine.feedback import Feedback
+from engine.jobs.request import DeviceRequest
+from engine.models.hyperkd import EncoderConfig
+from engine.models.pixel_model import PixelModelConfig
+from engine.packages.package import ModelPackage, check_place, load_package
+from engine.raster.scene import Scene, open_scene
+from engine.raster.spectra import BandTable, match_bands
+from engine.raster.writer import check_outputs
+from engine.training.context_fit import EncoderStart
+from engine.training.samples import SampleSizes, ScenePixels
+from engine.training.targets import PixelTargets
+
+# Below this many bands spectra say too little for a model of spectra; RGB and NIR are four.
+MIN_BANDS = 3
+# An encoder's weights in a package, and the architectures that have them.
+ENCODER_PREFIX = "encoder."
+WITH_ENCODER = ("hyperkd-backbone", "hyperkd-classifier", "hyperkd-regressor")
+
+ConfigT = TypeVar("ConfigT", bound=PixelModelConfig)
+
+
+def as_list(value: Any) -> Any:
+    """A single source is a list of one."""
+    return [value] if isinstance(value, str) else value
+
+
+class PlacesRequest(DeviceRequest):
+    """The parameters of every training on labelled places.
+
+    ``input`` lists scenes; a scene is a source that GDAL opens, or a list of single-band files.
+    ``backbone`` is a package whose encoder training begins with; ``freeze_backbone`` leaves it as
+    it is. ``validation`` is the share of ground blocks that are held out for the scores;
+    ``block_size`` is the side of a block in pixels of the first scene. ``title`` to
+    ``attribution`` go into the package as they are.
+    """
+
+    input: Annotated[list[str | list[str]], BeforeValidator(as_list)] = Field(min_length=1)
+    training: str
+    backbone: str | None = None
+    freeze_backbone: bool = False
+    epochs: int = Field(default=100, ge=1, le=10_000)
+    validation: float = Field(default=0.25, ge=0.0, le=0.5)
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    block_size: int = Field(default=10, ge=1, le=1000)
+    output: str
+    report: str | None = None
+    bands: str | None = None
+    title: str | None = None
+    description: str | None = None
+    licence: str = "other"
+    attribution: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Backbone:
+    """An encoder from a package, and how it sees scenes.
+
+    Args:
+        start: its weights.
+        bands: that it reads.
+        settings: of a model of pixels around it: the encoder's, and the sides of its chips.
+    """
+
+    start: EncoderStart
+    bands: BandTable
+    settings: dict[str, Any]
+
+    def configure(self, config: ConfigT) -> ConfigT:
+        """Give a model's settings this encoder and its chips."""
+        values = {field.name: getattr(config, field.name) for field in fields(config)}
+        return type(config)(**(values | self.settings))
+
+
+def load_backbone(request: PlacesRequest) -> Backbone | None:
+    """Load the package that training begins with, if there is one.
+
+    Raises:
+        PackageError: it cannot be loaded, or has no encoder of ours.
+        RequestError: there is none, but it is to be left as it is.
+    """
+    if request.backbone is None:
+        if request.freeze_backbone:
+            raise RequestError(
+                "There is no backbone that could be left as it is.",
+                "Choose one to begin with (backbone), or switch freeze_backbone off.",
+            )
+        return None
+    package = load_package(request.backbone)
+    weights = {
+        name.removeprefix(ENCODER_PREFIX): tensor
+        for name, tensor in package.state.items()
+        if name.startswith(ENCODER_PREFIX)
+    }
+    if package.info.architecture not in WITH_ENCODER or not weights:
+        raise PackageError(
+            f"The model {package.info.name!r} has no encoder to begin with: its architecture is "
+            f"{package.info.architecture}.",
+            "Choose a backbone that 'Distil a backbone' made, or a model that a training of this "
+            "engine made, or leave the backbone out.",
+        )
+    start = EncoderStart(weights, frozen=request.freeze_backbone)
+    return Backbone(start, package.info.bands, _encoder_settings(package))
+
+
+def _encoder_settings(package: ModelPackage) -> dict[str, Any]:
+    """The encoder's own settings, and the chips that it was trained on.
+
+    A distilled encoder knows the positions of its tiles, so chips are as large as those, and a
+    quarter is margin. In a model of pixels both are settings already.
+    """
+    config = package.info.config
+    names = {field.name for field in fields(EncoderConfig)} - {"in_channels", "dropout"}
+    settings = {name: config[name] for name in names if name in config}
+    if package.info.architecture == "hyperkd-backbone":
+        tile_size_px = int(config["tile_size_px"])
+        return settings | {"chip_px": tile_size_px, "halo_px": tile_size_px // 4}
+    return settings | {name: config[name] for name in ("chip_px", "halo_px") if name in config}
+
+
+def open_scenes(request: PlacesRequest, feedback: Feedback) -> list[Scene]:
+    """Open all scenes and pass on what was assumed about them."""
+    scenes = [open_scene(source, request.bands) for source in request.input]
+    for scene in scenes:
+        for note in scene.notes:
+            feedback.warning(note)
+        if scene.crs is None:
+            feedback.warning(f"{scene.name} has no CRS: labels are taken to be in its own.")
+    return scenes
+
+
+def check_training_outputs(request: PlacesRequest, scenes: Sequence[Scene]) -> None:
+    """Refuse outputs that cannot be written, before work begins."""
+    inputs = [*(file for scene in scenes for file in scene.files), request.training]
+    output = Path(request.output)
+    check_place(output)
+    if not output.is_dir():  # else an older package, which the new one replaces
+        check_outputs([request.output], inputs, suffixes=(".zip", output.suffix))
+    check_outputs([request.report], inputs, suffixes=(".html", ".htm"))
+
+
+def good_bands(table: BandTable) -> BandTable:
+    """The bands that a new model reads: those that are not marked as bad."""
+    used = np.flatnonzero(table.good)
+    if len(used) < MIN_BANDS:
+        raise PackageError(
+            f"The first scene has {len(used)} good bands.",
+            f"A model of spectra needs {MIN_BANDS} or more: choose another scene.",
+        )
+    return BandTable(
+        tuple(table.names[i] for i in used),
+        table.wavelength_nm[used],
+        table.fwhm_nm[used],
+        table.good[used],
+        table.origin,
+    )
+
+
+def match_scene(
+    scene: Scene, bands: BandTable, targets: PixelTargets, feedback: Feedback
+) -> ScenePixels:
+    """Match a scene's bands to the model's and say what was resampled."""
+    match = match_bands(bands, scene.require_bands())
+    if any(row.action != "same" for row in match.rows):
+        feedback.info(f"Bands of the model in {scene.name}:\n{match.table()}")
+    return ScenePixels(scene, match, targets)
+
+
+def sample_sizes(config: PixelModelConfig, block_px: int) -> SampleSizes:
+    """Samples are the cores of chips, so that the encoder learns to answer with context around."""
+    return SampleSizes(config.chip_px, config.chip_px - 2 * config.halo_px, block_px)
+
+
+def package_name(output: str) -> str:
+    """A valid name from the output's file name."""
+    stem = Path(output).name.removesuffix(".zip")
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", stem).strip("-_.")
+    return name if re.fullmatch(r"[A-Za-z].+", name) and len(name) >= 3 else f"model-{name or '1'}"
+
+
+def shareable(request: PlacesRequest) -> dict[str, Any]:
+    """The request with file names instead of paths: packages are passed on to others."""
+
+    def name_only(source: Any) -> Any:
+        return (
+            [name_only(item) for item in source] if isinstance(source, list) else Path(source).name
+        )
+
+    values: dict[str, Any] = json.loads(request.model_dump_json(exclude_none=True))
+    for key in ("input", "training", "output", "report", "backbone", "bands"):
+        if key in values:
+            values[key] = name_only(values[key])
+    return values
+
+
+def training_area(scenes: Sequence[Scene]) -> tuple[float, float, float, float] | None:
+    """Degrees around all scenes that know where they are."""
+    boxes = []
+    for scene in scenes:
+        if scene.crs is not None:
+            corners = [
+                scene.transform @ corner
+                for corner in (
+                    (0, 0), (scene.width, 0), (scene.width, scene.height), (0, scene.height),
+                )
+            ]  # fmt: skip
+            xs, ys = zip(*corners, strict=True)
+            box = transform_bounds(scene.crs, "EPSG:4326", min(xs), min(ys), max(xs), max(ys))
+            boxes.append(box)
+    if not boxes or not np.isfinite(boxes).all():
+        return None
+    west, south, east, north = zip(*boxes, strict=True)
+    return min(west), min(south), max(east), max(north)
