@@ -79,6 +79,7 @@ class _Hidden:
         band_weight: (B, C), 1 where present, else 0.
         ids: (B, M) int64, the tokens.
         patch_px: p, so that k = M * p * p.
+        complete: all weights are 1, so that nothing has to be multiplied.
     """
 
     predicted: Tensor
@@ -87,6 +88,7 @@ class _Hidden:
     band_weight: Tensor
     ids: Tensor
     patch_px: int
+    complete: bool
 
 
 class DistillationLoss:
@@ -165,8 +167,9 @@ class DistillationLoss:
         """1 - mean SSIM of the composite for S of the bands; ``x`` (B, S, H, W) holds these."""
         p = hidden.patch_px
         rows, cols = x.shape[-2] // p, x.shape[-1] // p
-        # Where there is no data both images are 0, and the same.
-        predicted = hidden.predicted.index_select(2, bands) * hidden.pixel_weight[:, :, None]
+        predicted = hidden.predicted.index_select(2, bands)
+        if not hidden.complete:  # without data both images are 0, and the same
+            predicted = predicted * hidden.pixel_weight[:, :, None]
         predicted = predicted.view(*hidden.ids.shape, -1)
         composite = unpatchify(put_tokens(patchify(x, p), hidden.ids, predicted), p, rows, cols)
         mean, std = (value[:, None, None] for value in scale)
@@ -284,11 +287,15 @@ def _hidden(output: StudentOutput, x: Tensor, valid: Tensor, band_present: Tenso
     target = take_tokens(patchify(x.float(), patch_px), ids).view(b, -1, c)
     pixel_weight = take_tokens(patchify(valid[:, None].float(), patch_px), ids).flatten(1)
     predicted = output.prediction.float().view(b, -1, c)
-    return _Hidden(predicted, target, pixel_weight, band_present.float(), ids, patch_px)
+    complete = bool(valid.all() & band_present.all())
+    present = band_present.float()
+    return _Hidden(predicted, target, pixel_weight, present, ids, patch_px, complete)
 
 
 def _squared_error(hidden: _Hidden) -> Tensor:
     """Mean over all values that count."""
+    if hidden.complete:
+        return F.mse_loss(hidden.predicted, hidden.target)
     weight = hidden.pixel_weight[:, :, None] * hidden.band_weight[:, None]
     # Weights are 0 or 1, so that both sides may be multiplied; the fused loss takes a third of
     # the time of weighted squares.

@@ -100,6 +100,15 @@ def test_the_error_is_the_mean_over_hidden_values():
     torch.testing.assert_close(loss_of(output, x, valid, present)["mse"], expected)
 
 
+def test_a_gap_in_a_visible_token_changes_no_error():
+    x, valid, present, ids = batch()
+    output = output_for(x, ids, torch.zeros(B, 108, PATCH_PX**2 * C))
+    complete = loss_of(output, x, valid, present)["mse"]
+    row, col = divmod(int(ids[0, 0]), SIDE // PATCH_PX)
+    valid[0, row * PATCH_PX, col * PATCH_PX] = False
+    torch.testing.assert_close(loss_of(output, x, valid, present)["mse"], complete)
+
+
 @pytest.mark.parametrize("name", ["mse", "ssim", "spectral"])
 def test_pixels_without_data_count_for_nothing(name):
     x, valid, present, ids = batch()
