@@ -149,21 +149,6 @@ def draw_mask(
     return TokenMask(ids_keep, masked)
 
 
-def tokens_with_data(valid: Tensor, patch_px: int) -> Tensor:
-    """Tell which tokens have a valid pixel.
-
-    Args:
-        valid: (B, H, W) bool, True = use.
-        patch_px: side of a token.
-
-    Returns:
-        (B, N) bool, in row order.
-    """
-    b, h, w = valid.shape
-    grid = valid.view(b, h // patch_px, patch_px, w // patch_px, patch_px)
-    return grid.any(dim=4).any(dim=2).flatten(1)
-
-
 def _clipped(guide: Tensor, valid: Tensor) -> Tensor:
     """(B, H, W) between its percentiles; pixels without data get the lower one."""
     ordered = guide.masked_fill(~valid, torch.inf).flatten(1).sort(dim=1).values

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import torch
@@ -13,8 +12,6 @@ from torchmetrics.functional.image import (
     structural_similarity_index_measure,
 )
 from torchmetrics.image import PeakSignalNoiseRatio
-
-from engine.models.mae import StudentOutput, compose
 
 # The library's SSIM holds a dozen copies of what it is given; this bounds them to about 0.5 GB.
 SSIM_MAX_VALUES = 8_000_000
@@ -73,7 +70,7 @@ class ReconstructionScores:
         """Count a batch.
 
         Args:
-            composite: (B, C, H, W) normalised, from `reconstruct`.
+            composite: (B, C, H, W) normalised, from `compose`.
             x: (B, C, H, W) normalised.
             valid: (B, H, W) bool, True = use.
             band_present: (B, C) bool, False where a sample's scene has not the band.
@@ -122,23 +119,6 @@ class ReconstructionScores:
 
     def _on(self, metric: Metric, x: Tensor) -> Metric:
         return metric.to(x.device)
-
-
-@torch.no_grad()
-def reconstruct(
-    student: Callable[[Tensor, Tensor], StudentOutput], x: Tensor, ids_keep: Tensor
-) -> Tensor:
-    """Fill in what a student is not shown.
-
-    Args:
-        student: in the mode that the caller wants; a wrapped one will do.
-        x: (B, C, H, W) normalised, 0 where there is no data.
-        ids_keep: (B, N_kept) int64, the tokens to show.
-
-    Returns:
-        (B, C, H, W) float32 normalised: ``x`` where it was shown, the prediction elsewhere.
-    """
-    return compose(x, student(x, ids_keep))
 
 
 def pixels_of(token_values: Tensor, size_px: torch.Size) -> Tensor:

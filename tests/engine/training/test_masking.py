@@ -6,12 +6,8 @@ import pytest
 import torch
 
 from engine.errors import TrainingError
-from engine.training.masking import (
-    MaskingSettings,
-    draw_mask,
-    token_scores,
-    tokens_with_data,
-)
+from engine.training.masking import MaskingSettings, draw_mask, token_scores
+from engine.training.tile_survey import valid_tokens
 
 SIDE, PATCH_PX = 224, 16  # the paper's grid: 14 x 14 tokens
 GUIDED = MaskingSettings(guided_share=1.0)
@@ -38,7 +34,7 @@ def scores_of(guide, settings=GUIDED, patch_px=PATCH_PX, valid=None):
 def draw(guide, settings, seed=0, patch_px=PATCH_PX, valid=None):
     valid = all_valid(guide) if valid is None else valid
     scores = token_scores(guide, valid, patch_px, settings)
-    return draw_mask(scores, tokens_with_data(valid, patch_px), settings, generator(seed))
+    return draw_mask(scores, valid_tokens(valid, patch_px), settings, generator(seed))
 
 
 @pytest.mark.parametrize("guided_share", [0.0, 0.5, 1.0])
@@ -169,12 +165,6 @@ def test_small_tokens_are_scored_on_the_full_image(patch_px, size):
     scores = scores_of(guide, patch_px=patch_px)
     assert scores.shape == (2, (size[0] // patch_px) * (size[1] // patch_px))
     assert scores.isfinite().all()
-
-
-def test_a_token_has_data_when_a_pixel_has():
-    valid = torch.zeros(1, 4, 6, dtype=torch.bool)
-    valid[0, 3, 2] = True
-    assert tokens_with_data(valid, 2).tolist() == [[False, False, False, False, True, False]]
 
 
 @pytest.mark.parametrize(
