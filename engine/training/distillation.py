@@ -184,35 +184,7 @@ def distill(
         checkpoint=checkpoint,
         resume=resume,
     )
-    return finish(task, tiles, history, fabric.device, feedback)
-
-
-def finish(
-    task: DistillationTask,
-    tiles: SceneTiles,
-    history: FitHistory,
-    device: torch.device,
-    feedback: Feedback,
-) -> DistilledBackbone:
-    """Look at the held-out tiles with a student that is trained.
-
-    Args:
-        task: whose student is trained, on the device.
-        tiles: see `distill`.
-        history: of the training.
-        device: of the student.
-        feedback: asked whether to go on.
-    """
-    task.student.eval()
-    held_out = check_held_out(
-        task,
-        tiles,
-        task.settings.masking.mask_ratio,
-        batch_tiles=task.settings.fit.batch_tiles,
-        device=device,
-        feedback=feedback,
-    )
-    return DistilledBackbone(task.student, task.alignment, history, held_out)
+    return task.finish(tiles, history, fabric.device, feedback)
 
 
 class DistillationTask:
@@ -308,6 +280,21 @@ class DistillationTask:
         else:
             scores = torch.zeros(token_valid.shape, device=token_valid.device)
         return draw_mask(scores, token_valid, masking, generator)
+
+    def finish(
+        self, tiles: SceneTiles, history: FitHistory, device: torch.device, feedback: Feedback
+    ) -> DistilledBackbone:
+        """Look at the held-out tiles with a student that is trained, on the device."""
+        self.student.eval()
+        held_out = check_held_out(
+            self,
+            tiles,
+            self.settings.masking.mask_ratio,
+            batch_tiles=self.settings.fit.batch_tiles,
+            device=device,
+            feedback=feedback,
+        )
+        return DistilledBackbone(self.student, self.alignment, history, held_out)
 
     @torch.no_grad()
     def _teacher_features(self, batch: TileBatch, mask: TokenMask) -> tuple[Tensor, ...]:
