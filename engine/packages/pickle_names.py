@@ -1,8 +1,11 @@
-"""What a pickle would call, listed without reading it: for the message that refuses the file."""
+"""What a pickle would call, listed without reading it: for the message that refuses the file.
+
+`pickletools` lists the instructions of a pickle; it follows none of them.
+"""
 
 from __future__ import annotations
 
-import pickletools
+import pickletools  # nosec B403
 import zipfile
 from collections.abc import Iterator
 from contextlib import suppress
@@ -21,6 +24,7 @@ _HARMLESS = (
 _MOST_PICKLES = 5
 # The names stand before the numbers; a pickle of gigabytes is not searched to its end.
 _MOST_OPCODES = 2_000_000
+_LONGEST_NAME = 100
 
 
 def foreign_names(path: Path) -> list[str]:
@@ -37,7 +41,7 @@ def foreign_names(path: Path) -> list[str]:
     with suppress(OSError, ValueError, RuntimeError, zipfile.BadZipFile):
         for stream in _pickles(path):
             for name in _names_in(stream):
-                names[name] = None
+                names[name[:_LONGEST_NAME]] = None
     return [name for name in names if not name.startswith(_HARMLESS)]
 
 
