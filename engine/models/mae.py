@@ -292,7 +292,7 @@ _BYTES_BY_PARAMETER: Mapping[Precision, int] = {"float32": 16, "bfloat16": 18}
 # difference and gradient.
 _TILE_COPIES = 6
 # Images that SSIM keeps of each of its bands: two composites, five blurred maps and their like.
-_SSIM_BANDS, _SSIM_IMAGES = 16, 30
+_SSIM_BANDS, _SSIM_IMAGES = 8, 30
 
 
 def estimate_bytes(

@@ -36,7 +36,8 @@ class LossSettings:
         spectral: weight of the divergence between spectra of hidden pixels.
         temperature: above 0, by which features are divided before they become shares.
         feature_loss: "kl" between softened features, or "mse" between normalised ones.
-        ssim_bands: bands a step for SSIM, drawn anew each time.
+        ssim_bands: bands a step for SSIM, drawn anew each time: neighbours are so alike that a
+            few give the same gradient on average, and 32 would take a tenth of a small step.
         ssim_window_px: side of SSIM's Gaussian window, odd; smaller tiles get the largest that
             fits into them.
         ssim_sigma_px: its standard deviation.
@@ -51,7 +52,7 @@ class LossSettings:
     spectral: float = 0.0
     temperature: float = 2.0
     feature_loss: Literal["kl", "mse"] = "kl"
-    ssim_bands: int = 16
+    ssim_bands: int = 8
     ssim_window_px: int = 11
     ssim_sigma_px: float = 1.5
 
