@@ -255,7 +255,8 @@ class PrithviEncoder(nn.Module):
         """(B, C, T, H, W) normalised to (B, N, D) with positions, without CLS."""
         tokens, grid = self.patch_embed(x)
         positions = positions_for(self.pos_embed, self.grid, grid)
-        embedded: Tensor = tokens + positions[:, 1:].to(tokens)
+        # Under autocast this sum is float32, and so is the residual stream after it.
+        embedded: Tensor = tokens + positions[:, 1:]
         return embedded
 
     def forward(
@@ -272,7 +273,7 @@ class PrithviEncoder(nn.Module):
             (B, 1 + N_kept, D) after the final norm, CLS first; and the like at each tap.
         """
         tokens = keep_tokens(self.embed(x), ids_keep)
-        cls_token = (self.cls_token + self.pos_embed[:, :1]).to(tokens)
+        cls_token = self.cls_token + self.pos_embed[:, :1]
         tokens = torch.cat([cls_token.expand(len(x), -1, -1), tokens], dim=1)
         outputs = []
         for block in self.blocks:
@@ -320,7 +321,7 @@ class PrithviDecoder(nn.Module):
         tokens = self.mask_token.to(embedded).expand(b, frames * rows * cols, d)
         tokens = tokens.scatter(1, ids_keep[..., None].expand(-1, -1, d), embedded[:, 1:])
         tokens = torch.cat([embedded[:, :1], tokens], dim=1)
-        tokens = tokens + positions_for(self.decoder_pos_embed, self.grid, grid).to(tokens)
+        tokens = tokens + positions_for(self.decoder_pos_embed, self.grid, grid)
         for block in self.decoder_blocks:
             tokens = block(tokens)
         prediction: Tensor = self.decoder_pred(self.decoder_norm(tokens))[:, 1:]

@@ -169,6 +169,15 @@ def test_features_hold_no_graph(model):
     assert not features(model, image(1, BANDS, 32, 32), 4, 4)[0].requires_grad
 
 
+def test_lower_precision_keeps_the_residual_stream_in_float32(model):
+    x = image(1, BANDS, 32, 32)
+    plain = features(model, x, 4, 4)[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        found = features(model, x, 4, 4)[0]
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, plain, atol=0.05, rtol=0)
+
+
 def test_the_teacher_normalises_by_itself(model):
     x = image(1, BANDS, 32, 32)
     plain = features(model, x, 4, 4)[0]
