@@ -16,6 +16,7 @@ DEFAULT_EPOCHS = 200
 DEFAULT_VALIDATION = 0.2
 DEFAULT_MASK_RATIO = 0.75
 MAX_BATCH = 4096
+MAX_GPUS = 64
 CHECKPOINT_SUFFIX = ".checkpoint.safetensors"
 
 SCORES = {
@@ -72,6 +73,7 @@ class Pretraining(EngineAlgorithm):
         yield make.table("BANDS", self.tr("Band table (CSV)"))
         yield make.device("DEVICE", self.tr("Device"))
         yield make.require_gpu("REQUIRE_GPU", self.tr("Stop when there is no usable GPU"))
+        yield make.whole_number("GPUS", self.tr("GPUs that train together"), 1, 1, MAX_GPUS)
         yield make.precision("PRECISION", self.tr("Precision"))
         yield from self.define_package_texts()
 

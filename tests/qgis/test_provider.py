@@ -30,7 +30,7 @@ PARAMETERS = {
         "FEATURE_LOSS:enum+ FEATURE_LAYERS:enum+ ALIGNMENT:enum+ RESPONSES:file?+ "
         "DROP_RANGES:string?+ COPY_TEACHER:boolean+ BATCH_SIZE:number?+ LEARNING_RATE:number?+ "
         "VALIDATION:number+ SEED:number+ BANDS:file?+ DEVICE:enum+ REQUIRE_GPU:boolean+ "
-        "PRECISION:enum+ TITLE:string?+ DESCRIPTION:string?+ LICENCE:string?+ "
+        "GPUS:number+ PRECISION:enum+ TITLE:string?+ DESCRIPTION:string?+ LICENCE:string?+ "
         "ATTRIBUTION:string?+ OUTPUT:fileDestination REPORT:fileDestination?"
     ),
     "describemodel": "MODEL:string INPUT:raster? REPORT:fileDestination?",
@@ -41,8 +41,9 @@ PARAMETERS = {
     "pretrainteacher": (
         "INPUT:multilayer PRESET:enum EPOCHS:number RESUME:boolean+ MASK_RATIO:number+ "
         "BATCH_SIZE:number?+ LEARNING_RATE:number?+ VALIDATION:number+ SEED:number+ BANDS:file?+ "
-        "DEVICE:enum+ REQUIRE_GPU:boolean+ PRECISION:enum+ TITLE:string?+ DESCRIPTION:string?+ "
-        "LICENCE:string?+ ATTRIBUTION:string?+ OUTPUT:fileDestination REPORT:fileDestination?"
+        "DEVICE:enum+ REQUIRE_GPU:boolean+ GPUS:number+ PRECISION:enum+ TITLE:string?+ "
+        "DESCRIPTION:string?+ LICENCE:string?+ ATTRIBUTION:string?+ OUTPUT:fileDestination "
+        "REPORT:fileDestination?"
     ),
     "trainclassifier": (
         "INPUT:multilayer TRAINING:layer CLASS_FIELD:field? BACKBONE:string? EPOCHS:number "

@@ -93,6 +93,7 @@ DISTILLATION = {
     "seed": 0,
     "device": "auto",
     "require_gpu": False,
+    "gpus": 1,
     "precision": "auto",
     "licence": "other",
 }
@@ -134,6 +135,7 @@ def test_every_value_of_distillation_goes_over(client, scene_path, tiny, tmp_pat
         "bands": str(tmp_path / "bands.csv"),
         "device": "cpu",
         "require_gpu": True,
+        "gpus": 4,
         "precision": "float32",
         "title": "Mine",
         "description": "All mine",
@@ -234,6 +236,7 @@ def test_pretraining_has_its_defaults(client, scene_path):
         "seed": 0,
         "device": "auto",
         "require_gpu": False,
+        "gpus": 1,
         "precision": "auto",
         "licence": "other",
     }
