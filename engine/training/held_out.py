@@ -53,6 +53,7 @@ class TilePicture:
         hidden: (P, P) bool, True where it was not shown.
         valid: (P, P) bool, True = measured.
         band_present: (C,) bool.
+        patch_px: side of a token.
     """
 
     scene_name: str
@@ -62,6 +63,7 @@ class TilePicture:
     hidden: NDArray[np.bool_]
     valid: NDArray[np.bool_]
     band_present: NDArray[np.bool_]
+    patch_px: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,4 +170,5 @@ def _picture(
         hidden.numpy(),
         valid.numpy(),
         batch.band_present[index].numpy(),
+        model.patch_px,
     )

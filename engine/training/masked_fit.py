@@ -178,6 +178,7 @@ class _Fit:
         self._feedback = feedback
         self._checkpoint = checkpoint if fabric.is_global_zero else None
         self._saved_s, self._save_takes_s = time.monotonic(), 0.0
+        self._started_s, self._started_at = time.monotonic(), 0
         self._per_epoch = tiles.steps_per_epoch(settings.batch_tiles)
         self._total = settings.epochs * self._per_epoch
         self._sums: dict[str, Tensor] = {}
@@ -189,7 +190,8 @@ class _Fit:
         self._optimiser = _optimiser(model, self._settings)
         wrapped, wrapped_optimiser = fabric.setup(model, self._optimiser)
         model.train()
-        done = self._go_on_from(resume)
+        done = self._started_at = self._go_on_from(resume)
+        self._started_s = time.monotonic()
         with closing(self._batches(done)) as batches:
             for batch in batches:
                 self._stop_if_cancelled(done)
@@ -267,6 +269,8 @@ class _Fit:
         epoch, within = divmod(done, self._per_epoch)
         if within == 0:
             self._log(epoch)
+            if done - self._started_at in range(1, self._per_epoch + 1):
+                self._tell_time(done)
         loss = self._history[-1]["loss"] if self._history else math.nan
         said = f", loss {loss:.4f}" if self._history else ""
         shown = min(epoch + 1, self._settings.epochs)
@@ -278,6 +282,16 @@ class _Fit:
         # The first epoch at once: a checkpoint that cannot be written should not be found late.
         if due or done in (self._per_epoch, self._total):
             self._save(done)
+
+    def _tell_time(self, done: int) -> None:
+        """Say after the first epoch how long the others will take."""
+        step_s = (time.monotonic() - self._started_s) / (done - self._started_at)
+        left_s = step_s * (self._total - done)
+        left = f"{left_s / 60:.0f} min" if left_s >= 90 else f"{left_s:.0f} s"
+        self._feedback.info(
+            f"{self._settings.batch_tiles / step_s:.1f} tiles a second, "
+            f"{step_s * self._per_epoch:.2g} s an epoch: about {left} left."
+        )
 
     def _log(self, epoch: int) -> None:
         """Write the epoch's means down, and now and then those of the held-out tiles."""

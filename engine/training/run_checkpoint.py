@@ -153,16 +153,24 @@ def restore(state: RunState, model: nn.Module, optimiser: torch.optim.Optimizer)
     Raises:
         TrainingError: the state is of another model.
     """
-    weights = _below("model.", state.tensors)
+    restore_model(state, model)
     moments: dict[int, dict[str, Tensor]] = {}
     for name, value in _below("optimiser.", state.tensors).items():
         index, _, key = name.partition(".")
         moments.setdefault(int(index), {})[key] = value
+    groups = optimiser.state_dict()["param_groups"]
+    optimiser.load_state_dict({"state": moments, "param_groups": groups})
+
+
+def restore_model(state: RunState, model: nn.Module) -> None:
+    """Bring a model to a state.
+
+    Raises:
+        TrainingError: the state is of another model.
+    """
     try:
-        model.load_state_dict(weights)
-        groups = optimiser.state_dict()["param_groups"]
-        optimiser.load_state_dict({"state": moments, "param_groups": groups})
-    except (RuntimeError, ValueError) as error:
+        model.load_state_dict(_below("model.", state.tensors))
+    except RuntimeError as error:
         raise TrainingError(
             f"The checkpoint is of another model: {error}", "Start without resuming."
         ) from error

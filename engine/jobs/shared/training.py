@@ -15,7 +15,7 @@ from rasterio.warp import transform_bounds
 
 from engine.errors import PackageError, RequestError
 from engine.feedback import Feedback
-from engine.jobs.request import DeviceRequest
+from engine.jobs.request import DeviceRequest, JobRequest
 from engine.models.hyperkd import EncoderConfig
 from engine.models.pixel_model import PixelModelConfig
 from engine.packages.package import ModelPackage, check_place, load_package
@@ -23,6 +23,7 @@ from engine.raster.scene import Scene, open_scene
 from engine.raster.spectra import BandTable, match_bands
 from engine.raster.writer import check_outputs
 from engine.training.context_fit import EncoderStart
+from engine.training.gate import GateChoice
 from engine.training.samples import SampleSizes, ScenePixels
 from engine.training.targets import PixelTargets
 
@@ -186,6 +187,20 @@ def sample_sizes(config: PixelModelConfig, block_px: int) -> SampleSizes:
     return SampleSizes(config.chip_px, config.chip_px - 2 * config.halo_px, block_px)
 
 
+def tell_parts(heads: GateChoice, encoder: GateChoice, feedback: Feedback) -> None:
+    """Say what the parts of a model add to its answers."""
+    feedback.info(
+        f"Small networks have a share of {heads.gate:.0%} in the answer from the spectrum, a "
+        "linear layer the rest: best on blocks held out within the training."
+    )
+    feedback.info(
+        f"The encoder adds with a weight of {encoder.gate:g}: these blocks confirmed it."
+        if encoder.gate > 0
+        else "The encoder adds nothing: these blocks did not confirm that it helps. The model "
+        "answers for each pixel by its spectrum."
+    )
+
+
 def package_name(output: str) -> str:
     """A valid name from the output's file name."""
     stem = Path(output).name.removesuffix(".zip")
@@ -193,7 +208,7 @@ def package_name(output: str) -> str:
     return name if re.fullmatch(r"[A-Za-z].+", name) and len(name) >= 3 else f"model-{name or '1'}"
 
 
-def shareable(request: PlacesRequest) -> dict[str, Any]:
+def shareable(request: JobRequest) -> dict[str, Any]:
     """The request with file names instead of paths: packages are passed on to others."""
 
     def name_only(source: Any) -> Any:
@@ -202,7 +217,9 @@ def shareable(request: PlacesRequest) -> dict[str, Any]:
         )
 
     values: dict[str, Any] = json.loads(request.model_dump_json(exclude_none=True))
-    for key in ("input", "training", "output", "report", "backbone", "bands"):
+    for key in (
+        "input", "training", "output", "report", "backbone", "bands", "teacher", "responses",
+    ):  # fmt: skip
         if key in values:
             values[key] = name_only(values[key])
     return values

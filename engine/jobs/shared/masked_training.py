@@ -1,0 +1,348 @@
+"""What the jobs share that train on scenes alone: request, devices, memory, checkpoint, package."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal, Protocol, TypeVar
+
+import torch
+from lightning_fabric import Fabric
+from pydantic import BeforeValidator, Field
+
+from engine.device import GIB, DeviceChoice, choose_device
+from engine.errors import CapacityError, DeviceError, RequestError
+from engine.feedback import Feedback
+from engine.jobs.check_engine import available_memory_bytes
+from engine.jobs.request import DeviceRequest
+from engine.jobs.shared.training import as_list
+from engine.models.mae import StudentPreset, estimate_bytes
+from engine.packages.package import check_place
+from engine.raster.scene import Scene, open_scene
+from engine.raster.writer import check_outputs
+from engine.training.masked_fit import FitHistory, FitSettings, MaskedTask, fit
+from engine.training.reconstruction import ReconstructionResult
+from engine.training.run_checkpoint import RunCheckpoint, RunState, restore_model
+from engine.training.scene_tiles import SceneTiles
+from engine.training.several_devices import fit_on_devices
+
+LOG = logging.getLogger(__name__)
+
+TrainedT = TypeVar("TrainedT", covariant=True)
+FabricPrecision = Literal["32-true", "bf16-mixed"]
+
+# What has no influence on the weights, or not to the last bit, and may change for a resume.
+_FREE_SETTINGS = (
+    "output", "report", "resume", "device", "require_gpu", "precision", "title", "description",
+    "licence", "attribution", "input", "teacher", "bands", "responses",
+)  # fmt: skip
+
+
+class MaskedTrainingRequest(DeviceRequest):
+    """The parameters of every training on scenes alone.
+
+    ``input`` lists scenes; a scene is a source that GDAL opens, or a list of single-band files.
+    ``batch_size`` and ``learning_rate`` are the preset's when left out. ``validation`` is the share
+    of the ground that is held out for the scores. ``resume`` goes on from the checkpoint beside
+    ``output``. ``gpus`` is how many train together. ``title`` to ``attribution`` go into the
+    package as they are.
+    """
+
+    input: Annotated[list[str | list[str]], BeforeValidator(as_list)] = Field(min_length=1)
+    mask_ratio: float = Field(default=0.75, gt=0.0, lt=1.0)
+    epochs: int = Field(default=200, ge=1, le=100_000)
+    batch_size: int | None = Field(default=None, ge=1, le=65_536)
+    learning_rate: float | None = Field(default=None, gt=0.0, le=1.0)
+    validation: float = Field(default=0.2, ge=0.0, le=0.5)
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    resume: bool = False
+    gpus: int = Field(default=1, ge=1, le=64)
+    bands: str | None = None
+    output: str
+    report: str | None = None
+    title: str | None = None
+    description: str | None = None
+    licence: str = "other"
+    attribution: str = ""
+
+
+class TrainableTask(MaskedTask, Protocol[TrainedT]):
+    """A task that can be brought to a device, and looked at when it is trained."""
+
+    def attach(self, fabric: Fabric) -> None:
+        """Bring what is not trained to the device."""
+
+    def finish(
+        self, tiles: SceneTiles, history: FitHistory, device: torch.device, feedback: Feedback
+    ) -> TrainedT:
+        """Look at the held-out tiles."""
+
+
+@dataclass(frozen=True)
+class Devices:
+    """Where a training runs.
+
+    Args:
+        choice: the device, or the first of several GPUs.
+        count: how many.
+        precision: as Fabric names it.
+    """
+
+    choice: DeviceChoice
+    count: int
+    precision: FabricPrecision
+
+    @property
+    def text(self) -> str:
+        """For logs and results."""
+        many = f"{self.count} GPUs, the first: " if self.count > 1 else ""
+        kind = "bfloat16" if self.precision == "bf16-mixed" else "float32"
+        return f"{many}{self.choice.device} ({self.choice.reason}), {kind}"
+
+
+def choose_devices(request: MaskedTrainingRequest, feedback: Feedback) -> Devices:
+    """Choose device and precision: bfloat16 on GPUs that are made for it, else float32.
+
+    Raises:
+        DeviceError: a GPU is required and there is none, or there are fewer than asked for.
+        RequestError: the batch cannot be shared by the GPUs.
+    """
+    choice = choose_device(request.device, request.require_gpu, request.precision)
+    is_cuda = choice.device.type == "cuda"
+    available = torch.cuda.device_count() if is_cuda else 1
+    if request.gpus > available:
+        raise DeviceError(
+            f"{request.gpus} GPUs were asked for, and "
+            f"{available if is_cuda else 'none'} can be used ({choice.reason}).",
+            "Ask for fewer.",
+        )
+    if request.batch_size is not None and request.batch_size % request.gpus:
+        raise RequestError(
+            f"A step of {request.batch_size} tiles cannot be shared by {request.gpus} GPUs.",
+            "Choose a multiple of their number as batch_size.",
+        )
+    # On a CPU only when asked for: a resumed run is to be the same to the last bit.
+    wanted = choice.precision if is_cuda or request.precision != "auto" else "float32"
+    precision: FabricPrecision = "bf16-mixed" if wanted == "bfloat16" else "32-true"
+    devices = Devices(choice, request.gpus, precision)
+    feedback.info(f"Device: {devices.text}")
+    return devices
+
+
+def open_scenes(request: MaskedTrainingRequest, feedback: Feedback) -> list[Scene]:
+    """Open all scenes and pass on what was assumed about them."""
+    scenes = [open_scene(source, request.bands) for source in request.input]
+    for scene in scenes:
+        for note in scene.notes:
+            feedback.warning(note)
+    return scenes
+
+
+def check_training_outputs(
+    request: MaskedTrainingRequest, scenes: Sequence[Scene], others: Iterable[str] = ()
+) -> None:
+    """Refuse outputs that cannot be written, before work begins.
+
+    Args:
+        request: what was asked for.
+        scenes: that must not be overwritten.
+        others: further files that must not be.
+    """
+    inputs = [*(file for scene in scenes for file in scene.files), *others]
+    output = Path(request.output)
+    check_place(output)
+    if not output.is_dir():  # else an older package, which the new one replaces
+        check_outputs([request.output], inputs, suffixes=(".zip", output.suffix))
+    check_outputs([request.report], inputs, suffixes=(".html", ".htm"))
+
+
+def require_memory(
+    presets: Mapping[str, StudentPreset],
+    preset: StudentPreset,
+    in_channels: int,
+    batch_tiles: int,
+    devices: Devices,
+    extra_bytes: int = 0,
+) -> None:
+    """Refuse a preset that the memory will not hold, before hours of work.
+
+    Args:
+        presets: all that could be chosen, the largest first.
+        preset: the one that was.
+        in_channels: C, bands.
+        batch_tiles: tiles a step, over all devices.
+        devices: to run on.
+        extra_bytes: of what else is held, such as a teacher.
+
+    Raises:
+        CapacityError: with what is needed, what there is, and the largest preset that fits.
+    """
+    free_bytes = _free_bytes(devices.choice.device)
+    precision = "bfloat16" if devices.precision == "bf16-mixed" else "float32"
+
+    def needed(one: StudentPreset, tiles: int) -> int:
+        share = -(-tiles // devices.count)
+        return estimate_bytes(one, in_channels, share, precision) + extra_bytes  # type: ignore[arg-type]
+
+    if free_bytes is None or needed(preset, batch_tiles) <= free_bytes:
+        return
+    fitting = [one.name for one in presets.values() if needed(one, one.batch_tiles) <= free_bytes]
+    fewer = next(
+        (tiles for tiles in _halves(batch_tiles) if needed(preset, tiles) <= free_bytes), None
+    )
+    ways = [f"the preset {fitting[0]}"] if fitting and fitting[0] != preset.name else []
+    ways += [] if fewer is None else [f"a batch_size of {fewer}"]
+    where = "the GPU" if devices.choice.device.type == "cuda" else "this computer"
+    raise CapacityError(
+        f"The preset {preset.name} needs about {needed(preset, batch_tiles) / GIB:.1f} GiB of "
+        f"memory for {batch_tiles} tiles of {in_channels} bands a step; {where} has "
+        f"{free_bytes / GIB:.1f} GiB free.",
+        f"Choose {' or '.join(ways)}, which fits." if ways else "Close other programs.",
+    )
+
+
+def open_checkpoint(
+    request: MaskedTrainingRequest,
+    scenes: Sequence[Scene],
+    feedback: Feedback,
+    **identities: str | None,
+) -> tuple[RunCheckpoint, RunState | None]:
+    """Find the state that an interrupted run has left, if it is wanted.
+
+    Args:
+        request: what was asked for; all that decides the weights must be as it was.
+        scenes: the same.
+        feedback: told where the run goes on, or that it begins anew.
+        identities: of further inputs, such as the SHA-256 of a teacher.
+
+    Raises:
+        TrainingError: the state is of another run, or damaged.
+    """
+    settings = request.model_dump(mode="json", exclude=set(_FREE_SETTINGS))
+    scene_texts = [f"{s.name} {s.width}x{s.height} {len(s.band_sources)}" for s in scenes]
+    checkpoint = RunCheckpoint.beside(
+        request.output, {**settings, "input": scene_texts, **identities}
+    )
+    if not request.resume:
+        return checkpoint, None
+    state = checkpoint.load()
+    if state is None:
+        feedback.warning(f"There is no {checkpoint.path} to resume from: the run begins anew.")
+    else:
+        feedback.info(f"Going on after step {state.step} of the run that was interrupted.")
+    return checkpoint, state
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingRun:
+    """How a training went.
+
+    Args:
+        seconds: that it took, without what was done before a resume.
+        tiles_per_second: that were trained on in this time; NaN when nothing was left to do.
+    """
+
+    seconds: float
+    tiles_per_second: float
+
+
+def train(
+    task: TrainableTask[TrainedT],
+    tiles: SceneTiles,
+    settings: FitSettings,
+    devices: Devices,
+    checkpoint: RunCheckpoint,
+    state: RunState | None,
+    feedback: Feedback,
+) -> tuple[TrainedT, TrainingRun]:
+    """Train on one device or several, and look at the held-out tiles on one.
+
+    Args:
+        task: what to train.
+        tiles: to train on.
+        settings: of the loop.
+        devices: where.
+        checkpoint: where the state is kept.
+        state: to go on from.
+        feedback: told of progress; asked whether to go on.
+    """
+    start_s = time.perf_counter()
+    accelerator = devices.choice.device.type
+    fabric = Fabric(accelerator=accelerator, devices=1, precision=devices.precision)
+    if devices.count == 1:
+        task.attach(fabric)
+        history = fit(
+            task,
+            tiles,
+            settings,
+            fabric=fabric,
+            feedback=feedback,
+            checkpoint=checkpoint,
+            resume=state,
+        )
+    else:
+        fit_on_devices(
+            task,
+            tiles,
+            settings,
+            accelerator=accelerator,
+            devices=devices.count,
+            precision=devices.precision,
+            feedback=feedback,
+            checkpoint=checkpoint,
+            resume=state is not None,
+        )
+        history = _take_back(task, checkpoint)
+        fabric.to_device(task.model)
+    seconds = time.perf_counter() - start_s
+    steps = settings.epochs * tiles.steps_per_epoch(settings.batch_tiles)
+    steps -= 0 if state is None else state.step
+    rate = steps * settings.batch_tiles / seconds if steps else float("nan")
+    return task.finish(tiles, history, fabric.device, feedback), TrainingRun(seconds, rate)
+
+
+def tell_scores(scores: ReconstructionResult | None, feedback: Feedback) -> None:
+    """Say how good reconstructions are of tiles that training did not see."""
+    if scores is None:
+        feedback.warning("No tile was held out, so the quality of reconstructions is not known.")
+        return
+    feedback.info(
+        f"Hidden parts of tiles that were held out: PSNR {scores.psnr_db:.2f} dB, SSIM "
+        f"{scores.ssim:.3f}, spectral angle {scores.spectral_angle_deg:.2f} degrees."
+    )
+
+
+def score_values(scores: ReconstructionResult | None) -> dict[str, float | None]:
+    """The six numbers of the result; null where there are none."""
+    if scores is not None:
+        return dict(scores.summary())
+    return dict.fromkeys(ReconstructionResult.__dataclass_fields__)
+
+
+def _take_back(task: MaskedTask, checkpoint: RunCheckpoint) -> FitHistory:
+    """Bring what several processes have learned into this one."""
+    state = checkpoint.load()
+    if state is None:
+        raise RuntimeError(f"The processes left no {checkpoint.path}.")
+    restore_model(state, task.model)
+    return FitHistory(state.history)
+
+
+def _free_bytes(device: torch.device) -> int | None:
+    """Memory that a new job could use; None where the system does not tell."""
+    if device.type == "cuda":
+        free_bytes, _total_bytes = torch.cuda.mem_get_info(device)
+        return int(free_bytes)
+    return available_memory_bytes()
+
+
+def _halves(batch_tiles: int) -> list[int]:
+    """Smaller batches, the largest first."""
+    halves = []
+    while batch_tiles > 1:
+        batch_tiles //= 2
+        halves.append(batch_tiles)
+    return halves
