@@ -22,6 +22,7 @@ TEMPLATES = Path(__file__).resolve().parent / "templates"
 NO_VALUE = "\u2013"  # a dash
 INK = "#1f2a2e"
 MUTED = "#64737a"
+MOST_DECIMALS = 9
 FIGURE_DPI = 160  # twice what screens show, so that print is sharp
 
 
@@ -29,7 +30,7 @@ def render_report(template_name: str, path: str, **values: Any) -> Path:
     """Fill a template and write it; the file appears whole or not at all.
 
     Templates extend ``base.html``, may import ``parts.html``, and have the filters ``percent``,
-    ``number`` and ``count``. All values are escaped.
+    ``number``, ``figures`` and ``count``. All values are escaped.
 
     Args:
         template_name: a file in ``engine/templates``.
@@ -103,6 +104,15 @@ def format_number(value: float | None, digits: int = 3) -> str:
     return NO_VALUE if _missing(value) else f"{float(value or 0):,.{digits}f}"
 
 
+def format_figures(value: float | None, figures: int = 4) -> str:
+    """Write a number of any magnitude by its first figures; a dash where there is none."""
+    if _missing(value):
+        return NO_VALUE
+    number = float(value or 0)
+    magnitude = math.floor(math.log10(abs(number))) if number else 0
+    return f"{number:,.{min(max(figures - 1 - magnitude, 0), MOST_DECIMALS)}f}"
+
+
 def format_count(value: float | None) -> str:
     """Write a whole number; a dash where there is none."""
     return format_number(value, digits=0)
@@ -119,5 +129,7 @@ def _environment() -> Environment:
         undefined=StrictUndefined,
         trim_blocks=True,
     )
-    environment.filters.update(percent=format_percent, number=format_number, count=format_count)
+    environment.filters.update(
+        percent=format_percent, number=format_number, count=format_count, figures=format_figures
+    )
     return environment

@@ -23,6 +23,7 @@ from engine.jobs.shared.training import (
     package_name,
     sample_sizes,
     shareable,
+    tell_parts,
     training_area,
 )
 from engine.models.classifier import ClassifierConfig
@@ -182,17 +183,7 @@ def _tell_samples(samples: Samples, classes: Sequence[LabelClass], feedback: Fee
 
 def _tell_training(trained: TrainedClassifier, feedback: Feedback) -> None:
     """Say what the encoder adds, and how good the model is where it was not trained."""
-    share, gate = trained.heads.choice.gate, trained.context.choice.gate
-    feedback.info(
-        f"Small networks have a share of {share:.0%} in the answer from the spectrum, a linear "
-        "layer the rest: best on blocks held out within the training."
-    )
-    feedback.info(
-        f"The encoder adds with a weight of {gate:g}: these blocks confirmed it."
-        if gate > 0
-        else "The encoder adds nothing: these blocks did not confirm that it helps. The model "
-        "classifies each pixel by its spectrum."
-    )
+    tell_parts(trained.heads.choice, trained.context.choice, feedback)
     if trained.scores is None:
         feedback.warning("No pixel was held out, so the accuracy is not known.")
         return

@@ -117,6 +117,7 @@ class RasterWriter:
         nodata: value of pixels without a result.
         tags: provenance, in the file's metadata.
         style: how it looks.
+        unit: of the values of all bands; empty for none.
         feedback: asked about a cancel while the file is made; the copy of a large one takes long.
 
     Raises:
@@ -133,6 +134,7 @@ class RasterWriter:
         *,
         tags: Mapping[str, str] | None = None,
         style: ClassStyle | RampStyle | None = None,
+        unit: str = "",
         feedback: Feedback | None = None,
     ) -> None:
         if isinstance(style, ClassStyle):
@@ -144,6 +146,7 @@ class RasterWriter:
         self._nodata = nodata
         self._tags = dict(tags or {}) | (style.tags() if isinstance(style, ClassStyle) else {})
         self._style = style
+        self._unit = unit
         self._is_finished = False
         self._watch = feedback.raise_if_cancelled if feedback else lambda: None
 
@@ -190,6 +193,8 @@ class RasterWriter:
     def _describe(self) -> None:
         for band_number, name in enumerate(self._band_names, start=1):
             self._dataset.set_band_description(band_number, name)
+            if self._unit:
+                self._dataset.set_band_unit(band_number, self._unit)
         self._dataset.update_tags(**self._tags)
         if isinstance(self._style, ClassStyle):
             self._dataset.write_colormap(1, self._style.color_table())
@@ -265,9 +270,9 @@ class RasterWriter:
         return _COG | {"OVERVIEW_RESAMPLING": resampling, "PREDICTOR": predictor}
 
     def _check_copy(self, rows: Path, cog: Path) -> None:
-        """Reopen the file: grid, type, nodata, names, tags, and rows at its start, middle, end."""
+        """Reopen the file: grid, type, nodata, names, units, tags, and rows here and there."""
         with _open_quietly(rows) as first, _open_quietly(cog) as second:
-            for name in ("shape", "count", "dtypes", "transform", "crs", "descriptions"):
+            for name in ("shape", "count", "dtypes", "transform", "crs", "descriptions", "units"):
                 if getattr(first, name) != getattr(second, name):
                     raise OutputError(f"The output {self._path} reads back with another {name}.")
             if not _is_equal(first.nodata, second.nodata):
