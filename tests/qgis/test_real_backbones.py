@@ -238,7 +238,8 @@ def test_estimate_has_the_grid_the_unit_and_a_ramp(regression, place, tmp_path):
     assert layer.renderer().type() == "singlebandpseudocolor"
     quantity = read_quantity(output)
     assert (quantity.title, quantity.unit) == ("Moisture", "%")
-    least, most = gdal.Open(output).GetRasterBand(1).ComputeRasterMinMax(False)
+    dataset = gdal.Open(output)  # owns its bands
+    least, most = dataset.GetRasterBand(1).ComputeRasterMinMax(False)
     assert 0 < least < 20
     assert 30 < most < 50
 
