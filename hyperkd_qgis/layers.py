@@ -6,11 +6,13 @@ right. What is done here is for the layer that arrives in the project after a ru
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Callable
 
 from osgeo import gdal
 from qgis.core import (
+    QgsBasicNumericFormat,
     QgsColorRampLegendNodeSettings,
     QgsColorRampShader,
     QgsGradientColorRamp,
@@ -33,6 +35,9 @@ from qgis.PyQt.QtGui import QColor
 CLASSES = "classes"
 SHARE = "share"
 VALUES = "values"
+
+SAMPLE_PX = 250_000  # of a raster whose range is looked for, as QGIS itself takes
+LEGEND_DIGITS = 4  # of a range: it shows 100 steps and more
 
 # the engine's: readable without colour vision and in grey, dark means sure
 _RAMP = ("#fde725", "#5ec962", "#21918c", "#3b528b", "#440154")
@@ -147,14 +152,23 @@ def style_values(layer: QgsRasterLayer) -> None:
     The range is that of the style file; without one, that of the layer.
     """
     least, most = _range_of(layer)
-    if not least < most:  # one value everywhere, or none at all
+    if not 0 < most - least < math.inf:  # one value everywhere, or none at all
         return
     renderer = ramp_renderer(layer, least, most)
-    settings = QgsColorRampLegendNodeSettings()
     unit = read_quantity(layer.source().split("|")[0]).unit
-    settings.setSuffix(f" {unit}" if unit else "")
+    settings = _legend_settings(most - least, unit)
     renderer.shader().rasterShaderFunction().setLegendSettings(settings)
     layer.setRenderer(renderer)
+
+
+def _legend_settings(span: float, unit: str) -> QgsColorRampLegendNodeSettings:
+    """Show as many digits as the range is worth, and the unit."""
+    numbers = QgsBasicNumericFormat()
+    numbers.setNumberDecimalPlaces(max(0, LEGEND_DIGITS - 1 - math.floor(math.log10(span))))
+    settings = QgsColorRampLegendNodeSettings()
+    settings.setNumericFormat(numbers)
+    settings.setSuffix(f" {unit}" if unit else "")
+    return settings
 
 
 def ramp_renderer(
@@ -187,7 +201,7 @@ def _range_of(layer: QgsRasterLayer) -> tuple[float, float]:
     if isinstance(renderer, QgsSingleBandPseudoColorRenderer):
         return renderer.classificationMin(), renderer.classificationMax()
     wanted = QgsRasterBandStats.Min | QgsRasterBandStats.Max
-    statistics = layer.dataProvider().bandStatistics(1, wanted)
+    statistics = layer.dataProvider().bandStatistics(1, wanted, layer.extent(), SAMPLE_PX)
     return statistics.minimumValue, statistics.maximumValue
 
 

@@ -405,6 +405,17 @@ def test_legend_of_an_estimate_is_continuous_and_titled(plugin, scene, project, 
     assert nodes[0].data(0).startswith("Band 1: soil organic carbon")
 
 
+@pytest.mark.parametrize(
+    ("most", "shown"), [(12345.6, "12,346"), (94.5, "94.5"), (88.149673, "88.15"), (0.05, "0.05")]
+)
+def test_legend_has_as_many_digits_as_the_range_is_worth(plugin, most, shown):
+    from hyperkd.hyperkd_qgis.layers import _legend_settings
+    from qgis.core import QgsNumericFormatContext
+
+    settings = _legend_settings(most, "g/kg")
+    assert settings.numericFormat().formatDouble(most, QgsNumericFormatContext()) == shown
+
+
 def test_range_of_a_style_file_counts_for_an_estimate(plugin, scene_path):
     from hyperkd.hyperkd_qgis.layers import ramp_renderer, style_values
     from qgis.core import QgsRasterLayer
