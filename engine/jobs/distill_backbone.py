@@ -198,7 +198,7 @@ def _check_memory(
     """Refuse what the memory will not hold."""
     preset, batch_tiles = settings.preset, settings.fit.batch_tiles
     extra_bytes = 0 if teacher is None else _teacher_bytes(teacher, preset, batch_tiles, devices)
-    require_memory(PRESETS, preset, len(bands), batch_tiles, devices, extra_bytes)
+    require_memory(PRESETS, preset, len(bands), settings.batch_tiles, devices, extra_bytes)
 
 
 def _teacher_bytes(

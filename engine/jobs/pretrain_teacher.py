@@ -61,8 +61,8 @@ def pretrain_teacher(request: Request, feedback: Feedback) -> dict[str, Any]:
     scenes = open_scenes(request, feedback)
     check_training_outputs(request, scenes)
     band_count = int(scenes[0].require_bands().good.sum())
-    preset, batch_tiles = settings.preset, settings.fit.batch_tiles
-    require_memory(TEACHER_PRESETS, preset, band_count, batch_tiles, devices)
+    preset = settings.preset
+    require_memory(TEACHER_PRESETS, preset, band_count, settings.batch_tiles, devices)
     checkpoint, state = open_checkpoint(request, scenes, feedback)
     tiles = open_teacher_tiles(
         scenes,

@@ -163,7 +163,7 @@ def require_memory(
     presets: Mapping[str, StudentPreset],
     preset: StudentPreset,
     in_channels: int,
-    batch_tiles: int,
+    batch_size: int | None,
     devices: Devices,
     extra_bytes: int = 0,
 ) -> None:
@@ -173,7 +173,7 @@ def require_memory(
         presets: all that could be chosen, the largest first.
         preset: the one that was.
         in_channels: C, bands.
-        batch_tiles: tiles a step, over all devices.
+        batch_size: tiles a step, over all devices; None: the preset's.
         devices: to run on.
         extra_bytes: of what else is held, such as a teacher.
 
@@ -183,24 +183,23 @@ def require_memory(
     free_bytes = _free_bytes(devices.choice.device)
     precision = "bfloat16" if devices.precision == "bf16-mixed" else "float32"
 
-    def needed(one: StudentPreset, tiles: int) -> int:
-        share = -(-tiles // devices.count)
+    def needed(one: StudentPreset, tiles: int | None) -> int:
+        share = -(-(tiles or one.batch_tiles) // devices.count)
         return estimate_bytes(one, in_channels, share, precision) + extra_bytes  # type: ignore[arg-type]
 
-    if free_bytes is None or needed(preset, batch_tiles) <= free_bytes:
+    if free_bytes is None or needed(preset, batch_size) <= free_bytes:
         return
-    fitting = [one.name for one in presets.values() if needed(one, one.batch_tiles) <= free_bytes]
-    fewer = next(
-        (tiles for tiles in _halves(batch_tiles) if needed(preset, tiles) <= free_bytes), None
-    )
-    ways = [f"the preset {fitting[0]}"] if fitting and fitting[0] != preset.name else []
-    ways += [] if fewer is None else [f"a batch_size of {fewer}"]
+    batch_tiles = batch_size or preset.batch_tiles
+    fitting = [one.name for one in presets.values() if needed(one, batch_size) <= free_bytes]
+    fewer = [tiles for tiles in _halves(batch_tiles) if needed(preset, tiles) <= free_bytes]
+    ways = [f"the preset {fitting[0]}"] if fitting else []
+    ways += [f"a batch_size of {fewer[0]}"] if fewer else []
     where = "the GPU" if devices.choice.device.type == "cuda" else "this computer"
     raise CapacityError(
         f"The preset {preset.name} needs about {needed(preset, batch_tiles) / GIB:.1f} GiB of "
         f"memory for {batch_tiles} tiles of {in_channels} bands a step; {where} has "
         f"{free_bytes / GIB:.1f} GiB free.",
-        f"Choose {' or '.join(ways)}, which fits." if ways else "Close other programs.",
+        f"Choose {' or '.join(ways)}: that fits." if ways else "Close other programs.",
     )
 
 
