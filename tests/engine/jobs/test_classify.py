@@ -16,8 +16,8 @@ from engine.errors import (
     RequestError,
 )
 from engine.feedback import SilentFeedback
-from engine.jobs.shared import prediction as street
 from engine.jobs.classify import classify
+from engine.jobs.shared import prediction as street
 from engine.version import engine_version
 from tests.engine.conftest import BANDS, CRS, FWHM_NM, HEIGHT, TRANSFORM, WAVELENGTH_NM, WIDTH
 from tests.engine.jobs.brightest import CLASSES, NODATA, Listener, brightest_scene, left_in, read
