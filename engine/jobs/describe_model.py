@@ -15,7 +15,7 @@ from engine.packages.metadata import ModelInfo
 from engine.packages.package import ModelPackage, load_package
 from engine.raster.scene import open_scene
 from engine.raster.spectra import MatchRow, match_bands
-from engine.report import figure_to_data_uri, new_figure, render_report
+from engine.report import figure_to_data_uri, format_figures, new_figure, render_report
 
 # Bands further apart than this many times their usual distance do not belong to one line.
 GAP_FACTOR = 4
@@ -124,6 +124,9 @@ def _facts(package: ModelPackage) -> list[tuple[str, str]]:
         ("Name", info.name),
         ("Version", info.version),
         ("Task", info.task),
+        ("Estimates", "" if info.quantity is None else info.quantity.label),
+        ("Trained on values", _range_text(info)),
+        ("Encoder", _encoder_text(info)),
         ("Architecture", f"{info.architecture}, {parameter_count:,} parameters"),
         ("Input", f"{info.units}, normalised by the model"),
         ("Tiles", _tiling_text(info)),
@@ -137,6 +140,26 @@ def _facts(package: ModelPackage) -> list[tuple[str, str]]:
         ("SHA-256 of the weights", package.sha256),
     ]
     return [(name, text) for name, text in facts if text]
+
+
+def _range_text(info: ModelInfo) -> str:
+    """The range of the training values, outside of which a model of a quantity guesses."""
+    if info.quantity is None:
+        return ""
+    quantity = info.quantity
+    unit = f" {quantity.unit}" if quantity.unit else ""
+    return f"{format_figures(quantity.low)} to {format_figures(quantity.high)}{unit}"
+
+
+def _encoder_text(info: ModelInfo) -> str:
+    """Size of an encoder that is a package of its own; of others it is among the settings."""
+    if info.architecture != "hyperkd-backbone":
+        return ""
+    config = info.config
+    return (
+        f"{config['depth']} blocks of width {config['embed_dim']}, tokens of {config['patch_px']} "
+        f"px, trained on tiles of {config['tile_size_px']} px"
+    )
 
 
 def _tiling_text(info: ModelInfo) -> str:

@@ -10,6 +10,7 @@ from engine.report import (
     confusion_figure,
     figure_to_data_uri,
     format_count,
+    format_figures,
     format_number,
     format_percent,
     new_figure,
@@ -92,3 +93,20 @@ def test_missing_numbers_are_a_dash(missing):
 
 def test_zero_is_a_number():
     assert (format_percent(0.0), format_number(0.0), format_count(0)) == ("0.0 %", "0.000", "0")
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (1234567.0, "1,234,567"),
+        (61.25, "61.25"),
+        (0.0012345, "0.001234"),
+        (-3.0, "-3.000"),
+        (0.0, "0.000"),
+        (1e-30, "0.000000000"),
+        (float("nan"), "\u2013"),
+        (None, "\u2013"),
+    ],
+)
+def test_numbers_of_any_magnitude_show_their_first_figures(value, text):
+    assert format_figures(value) == text

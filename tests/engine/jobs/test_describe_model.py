@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import asdict
 from html import unescape
 
 import numpy as np
@@ -11,7 +12,8 @@ from affine import Affine
 from engine.errors import OutputError, PackageError, RequestError, SceneError
 from engine.feedback import SilentFeedback
 from engine.jobs.describe_model import Request, describe_model
-from engine.packages.metadata import Normalisation
+from engine.models.backbone import BackboneConfig, HyperKDBackbone
+from engine.packages.metadata import Normalisation, Quantity
 from engine.packages.package import save_package
 from tests.engine.packages.factory import tiny_bands, tiny_info, tiny_state
 
@@ -190,6 +192,30 @@ def test_a_model_without_classes_scores_or_origin_is_described(describe, tmp_pat
     assert result["classes"] == 0
     assert "Scores" not in text
     assert "Training area" not in text
+
+
+def test_a_model_of_a_quantity_says_what_it_estimates_and_in_which_range(describe, tmp_path):
+    info = tiny_info(
+        classes=(),
+        task="regression",
+        quantity=Quantity("clay", "%", 4.0, 61.25),
+        scores={"rmse": 0.00123, "r2": 0.8},
+    )
+    model = str(save_package(str(tmp_path / "clay"), info, tiny_state()))
+    _, _, text, _ = describe(model=model)
+    assert "Estimates clay (%)" in text
+    assert "Trained on values 4.000 to 61.25 %" in text
+    assert "0.001230" in text  # a small unit needs more than three decimals
+
+
+def test_a_backbone_says_what_its_encoder_is(describe, tmp_path):
+    model = HyperKDBackbone(BackboneConfig(12, embed_dim=8, depth=1, num_heads=2, tile_size_px=8))
+    info = tiny_info(
+        classes=(), task="generative", architecture="hyperkd-backbone", config=asdict(model.config)
+    )
+    path = str(save_package(str(tmp_path / "backbone"), info, model.state_dict()))
+    _, _, text, _ = describe(model=path)
+    assert "1 blocks of width 8, tokens of 2 px, trained on tiles of 8 px" in text
 
 
 def test_one_band_is_described(describe, tmp_path):
