@@ -246,11 +246,6 @@ class DistillationTask:
         """(C,) mean and (C,) spread of the normalisation."""
         return self.student.encoder.band_mean, self.student.encoder.band_std
 
-    def normalised(self, batch: TileBatch) -> Tensor:
-        """(B, C, P, P) what the student sees: standardised, 0 where nothing was measured."""
-        known = batch.valid[:, None] & batch.band_present[:, :, None, None]
-        return self.student.encoder.normalise(batch.reflectance).masked_fill(~known, 0.0)
-
     def predict(self, x: Tensor, ids_keep: Tensor) -> StudentOutput:
         """Predict the tokens that are not kept."""
         output: StudentOutput = self.student(x, ids_keep)
@@ -261,7 +256,7 @@ class DistillationTask:
     ) -> dict[str, Tensor]:
         """The loss of a batch and its terms; see `masked_fit.MaskedTask`."""
         mask = self.draw(batch, self.settings.masking, generator)
-        x = self.normalised(batch)
+        x = batch.standardised(*self.statistics)
         output: StudentOutput = model(x, mask.ids_keep)
         theirs = self._teacher_features(batch, mask)
         return self._loss(

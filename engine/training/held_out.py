@@ -34,9 +34,6 @@ class Reconstructor(Protocol):
     def statistics(self) -> tuple[Tensor, Tensor]:
         """(C,) mean and (C,) spread of the normalisation."""
 
-    def normalised(self, batch: TileBatch) -> Tensor:
-        """(B, C, P, P) standardised, 0 where nothing was measured."""
-
     def predict(self, x: Tensor, ids_keep: Tensor) -> StudentOutput:
         """Predict the tokens that are not kept."""
 
@@ -118,7 +115,7 @@ def check_held_out(
         feedback.raise_if_cancelled()
         here = batch.to(device)
         mask = random_mask(here, model.patch_px, mask_ratio, generator)
-        x = model.normalised(here)
+        x = here.standardised(*model.statistics)
         composite = compose(x, model.predict(x, mask.ids_keep))
         if held_out:
             scores.update(

@@ -57,6 +57,22 @@ class TileBatch:
         """The same batch on a device."""
         return TileBatch(*(value.to(device, non_blocking=True) for value in self._values()))
 
+    def standardised(self, mean: Tensor, std: Tensor) -> Tensor:
+        """What a model sees of the tiles.
+
+        In place after the first step: fresh memory for each would cost as much as the steps.
+
+        Args:
+            mean: (C,) of the normalisation.
+            std: (C,) of the normalisation.
+
+        Returns:
+            (B, C, P, P) float32, 0 where not valid and where a band is not present.
+        """
+        x = self.reflectance.sub(mean[:, None, None]).div_(std[:, None, None])
+        x.masked_fill_(~self.valid[:, None], 0.0)
+        return x.masked_fill_(~self.band_present[:, :, None, None], 0.0)
+
     def pinned(self) -> TileBatch:
         """The same batch in memory that a GPU can fetch by itself."""
         return TileBatch(*(value.pin_memory() for value in self._values()))

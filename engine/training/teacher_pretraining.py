@@ -186,11 +186,6 @@ class PretrainingTask:
     def attach(self, fabric: Fabric) -> None:
         """Nothing but the model has to be brought to the device."""
 
-    def normalised(self, batch: TileBatch) -> Tensor:
-        """(B, C, P, P) what the network sees: standardised, 0 where nothing was measured."""
-        known = batch.valid[:, None] & batch.band_present[:, :, None, None]
-        return self.network.normalise(batch.reflectance).masked_fill(~known, 0.0)
-
     def predict(self, x: Tensor, ids_keep: Tensor) -> StudentOutput:
         """Predict the tokens that are not kept."""
         output: StudentOutput = self.model(x, ids_keep)
@@ -201,7 +196,7 @@ class PretrainingTask:
     ) -> dict[str, Tensor]:
         """The loss of a batch; see `masked_fit.MaskedTask`."""
         mask = random_mask(batch, self.patch_px, self.settings.mask_ratio, generator)
-        x = self.normalised(batch)
+        x = batch.standardised(*self.statistics)
         output: StudentOutput = model(x, mask.ids_keep)
         return self._loss(
             output, x, batch.valid, batch.band_present, (), *self.statistics, generator

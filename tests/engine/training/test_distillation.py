@@ -23,7 +23,6 @@ from engine.training.distillation import (
 from engine.training.distillation_loss import LossSettings
 from engine.training.masking import MaskingSettings
 from engine.training.run_checkpoint import RunCheckpoint
-from engine.training.scene_tiles import TileBatch
 from tests.engine.training.made_tiles import StopAfter, cpu
 
 BANDS, HEIGHT, WIDTH = 8, 26, 33
@@ -183,21 +182,6 @@ def test_a_scene_of_another_sensor_takes_part_with_the_bands_it_has(scene):
     assert [len(item.weights[0]) for item in found.alignment] == [BANDS, BANDS]
     assert not found.alignment[1].weights[:, 6:].any()
     assert np.isfinite(found.history.rows[-1]["loss"])
-
-
-def test_missing_bands_and_pixels_do_not_reach_the_student(tiles):
-    task = DistillationTask(tiles, None, replace(SETTINGS, loss=LossSettings(features=0.0)))
-    batch = next(tiles.held_out_batches(2))
-    valid, present = batch.valid.clone(), batch.band_present.clone()
-    valid[:, :2, :2] = False
-    present[:, 3] = False
-    reflectance = batch.reflectance.masked_fill(~valid[:, None], 0.0)
-    x = task.normalised(
-        TileBatch(reflectance, valid, present, batch.scene_index, batch.pixel_size_m)
-    )
-    assert not x[:, 3].any()
-    assert not x[:, :, :2, :2].any()
-    assert x[:, 4].any()
 
 
 @pytest.mark.parametrize("guided_share", [0.0, 1.0])

@@ -127,6 +127,20 @@ def test_a_sensor_with_fewer_bands_keeps_the_channel_count(scene, make_raster):
     assert any("few has no measurements for 8 of 12 bands" in text for text in feedback.warnings)
 
 
+def test_missing_bands_and_pixels_do_not_reach_a_model(scene):
+    array = values()
+    array[3] = -99
+    array[:, ::4, ::4] = -99
+    tiles = opened(scene(), scene("b.tif", array=array, crs=None))
+    for batch in tiles.training_batches(8, range(3)):
+        x = batch.standardised(tiles.mean, tiles.std)
+        known = batch.valid[:, None] & batch.band_present[:, :, None, None]
+        expected = (batch.reflectance - tiles.mean[:, None, None]) / tiles.std[:, None, None]
+        assert not x[~known].any()
+        assert torch.equal(x[known], expected[known])
+        assert not known.all()
+
+
 def test_statistics_are_of_training_pixels_alone(scene):
     tiles = opened(scene(), validation=0.5)
     windows = [tiles.plan.window(anchor) for anchor in tiles.plan.training]
