@@ -226,6 +226,11 @@ def open_checkpoint(
         request.output, {**settings, "input": scene_texts, **identities}
     )
     if not request.resume:
+        if checkpoint.path.exists():
+            feedback.warning(
+                f"{checkpoint.path} of an interrupted run will be replaced: this run begins anew. "
+                "With resume it would go on from there."
+            )
         return checkpoint, None
     state = checkpoint.load()
     if state is None:

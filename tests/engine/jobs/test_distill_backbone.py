@@ -164,6 +164,14 @@ def test_resuming_without_a_checkpoint_begins_anew_and_says_so(distil):
     assert any("to resume from: the run begins anew" in text for text in feedback.warnings)
 
 
+def test_beginning_anew_over_a_checkpoint_is_said(distil):
+    with pytest.raises(CancelledError):
+        distil(Recorder(cancel_at=0.4))
+    feedback = Recorder()
+    distil(feedback, epochs=1)
+    assert any("of an interrupted run will be replaced" in text for text in feedback.warnings)
+
+
 def test_resuming_with_other_settings_is_refused_by_their_names(distil, scene):
     with pytest.raises(CancelledError):
         distil(Recorder(cancel_at=0.4))
@@ -214,7 +222,7 @@ def test_a_scene_without_wavelengths_is_refused(distil, scene):
 def test_a_scene_mostly_without_data_is_refused(distil, scene):
     array = landscape()
     array[:, 8:] = -99
-    with pytest.raises(SceneError, match="tiles of 24 px to train on has enough data"):
+    with pytest.raises(SceneError, match="tiles of 12 px to train on has enough data"):
         distil(input=scene(array=array))
 
 
