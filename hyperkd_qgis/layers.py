@@ -25,7 +25,6 @@ from qgis.core import (
     QgsProcessingFeedback,
     QgsProcessingLayerPostProcessorInterface,
     QgsProject,
-    QgsRasterBandStats,
     QgsRasterLayer,
     QgsRasterShader,
     QgsSingleBandPseudoColorRenderer,
@@ -200,8 +199,7 @@ def _range_of(layer: QgsRasterLayer) -> tuple[float, float]:
     renderer = layer.renderer()
     if isinstance(renderer, QgsSingleBandPseudoColorRenderer):
         return renderer.classificationMin(), renderer.classificationMax()
-    wanted = QgsRasterBandStats.Min | QgsRasterBandStats.Max
-    statistics = layer.dataProvider().bandStatistics(1, wanted, layer.extent(), SAMPLE_PX)
+    statistics = layer.dataProvider().bandStatistics(1, extent=layer.extent(), sampleSize=SAMPLE_PX)
     return statistics.minimumValue, statistics.maximumValue
 
 

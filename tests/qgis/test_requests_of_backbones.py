@@ -6,6 +6,7 @@ import processing
 import pytest
 from osgeo import gdal
 from qgis.core import (
+    QgsFeature,
     QgsGraduatedSymbolRenderer,
     QgsProcessingContext,
     QgsProcessingException,
@@ -254,14 +255,17 @@ def test_pretraining_has_presets_of_its_own(client, scene_path):
 @pytest.fixture
 def samples(labels):
     """The labels with a field of numbers beside the texts."""
-    from qgis.core import QgsField
-    from qgis.PyQt.QtCore import QVariant
-
-    labels.dataProvider().addAttributes([QgsField("soc", QVariant.Double)])
-    labels.updateFields()
-    for number, feature in enumerate(labels.getFeatures()):
-        labels.dataProvider().changeAttributeValues({feature.id(): {2: 10.5 + number}})
-    return labels
+    fields = "field=fid:integer&field=class:string&field=soc:double"
+    layer = QgsVectorLayer(f"Polygon?crs=EPSG:4326&{fields}", "L", "memory")
+    features = []
+    for number, label in enumerate(labels.getFeatures()):
+        feature = QgsFeature(layer.fields())
+        feature.setAttributes([*label.attributes(), 10.5 + number])
+        feature.setGeometry(label.geometry())
+        features.append(feature)
+    layer.dataProvider().addFeatures(features)
+    layer.setRenderer(labels.renderer().clone())
+    return layer
 
 
 def test_regression_has_its_defaults(client, scene_path, samples):
