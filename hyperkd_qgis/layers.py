@@ -7,6 +7,7 @@ right. What is done here is for the layer that arrives in the project after a ru
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
 from typing import Callable
 
@@ -219,7 +220,10 @@ class Quantity:
 def read_quantity(path: str) -> Quantity:
     """Read the name and the unit of a raster's first band."""
     try:
-        dataset = gdal.Open(path)
+        with warnings.catch_warnings():
+            # GDAL wants exceptions switched on or off, for all of QGIS: not for us to say
+            warnings.simplefilter("ignore", FutureWarning)
+            dataset = gdal.Open(path)
     except RuntimeError:  # raised where some plugin has switched GDAL's exceptions on
         return Quantity()
     if dataset is None:

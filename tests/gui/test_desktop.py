@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 from osgeo import gdal
 
+gdal.UseExceptions()
+
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
 SCENE = ROOT / "resources" / "sample" / "EnMAP_BerlinUrbanGradient.bsq"
