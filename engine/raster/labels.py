@@ -22,13 +22,13 @@ from rasterio.transform import Affine
 from rasterio.warp import transform as transform_points
 
 from engine.errors import LabelError, SceneError
+from engine.raster.burn import class_fractions
 from engine.raster.dataset import open_dataset
 from engine.raster.sampled import MAX_SUPERSAMPLE, SampledRaster
 from engine.raster.scene import Scene
 from engine.raster.tiles import Window
 from engine.raster.vector import (
     Shape,
-    class_fractions,
     crs_note,
     is_vector,
     read_shapes,

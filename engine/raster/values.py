@@ -18,19 +18,12 @@ from rasterio.crs import CRS
 from rasterio.transform import Affine
 
 from engine.errors import LabelError, SceneError
+from engine.raster.burn import MAX_VALUES, mean_of_blocks, mean_values, row_parts
 from engine.raster.dataset import open_dataset
 from engine.raster.sampled import MAX_SUPERSAMPLE, SampledRaster
 from engine.raster.scene import Scene
 from engine.raster.tiles import Window
-from engine.raster.vector import (
-    Shape,
-    crs_note,
-    is_vector,
-    mean_of_blocks,
-    mean_values,
-    read_shapes,
-    require_overlap,
-)
+from engine.raster.vector import Shape, crs_note, is_vector, read_shapes, require_overlap
 from engine.raster.writer import Grid
 
 # Numbers that producers write where they measured nothing; as a measurement each is a rarity.
@@ -205,8 +198,14 @@ class _RasterOnScene:
 
     def means(self, window: Window) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
         """See `SceneValues.means`."""
-        fine = self._raster.read(window) * self._scale + self._offset
-        return mean_of_blocks(fine, self._raster.supersample)
+        means = np.zeros((window.height, window.width))
+        known = np.zeros((window.height, window.width), np.float32)
+        for part in row_parts(window, self._raster.supersample, MAX_VALUES):
+            here = Window(window.row_off + part.row_off, window.col_off, part.height, part.width)
+            fine = self._raster.read(here) * self._scale + self._offset
+            rows = np.s_[part.row_off : part.row_stop]
+            means[rows], known[rows] = mean_of_blocks(fine, self._raster.supersample)
+        return means, known
 
 
 def suspect_notes(levels: NDArray[np.float64], whose: str) -> tuple[str, ...]:

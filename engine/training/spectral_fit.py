@@ -20,7 +20,7 @@ from engine.training.objective import Objective, judge
 
 @dataclass(frozen=True)
 class SpectralSettings:
-    """How the linear path is trained; the reasons are in benchmarks/README.md.
+    """How the linear path is trained; the reasons are in docs/accuracy.md.
 
     Args:
         epochs: at most; with few pixels, an epoch is several passes through them.

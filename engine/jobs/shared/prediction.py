@@ -17,12 +17,13 @@ from engine.jobs.request import PredictRequest
 from engine.packages.cache import LoadedModel, load_model
 from engine.packages.metadata import ModelInfo, Task
 from engine.packages.package import load_info
+from engine.raster.burn import burn_mask
 from engine.raster.extent import window_of_extent
 from engine.raster.scene import Scene, open_scene
 from engine.raster.spectra import BandMatch, match_bands
 from engine.raster.stream import Sink, StripModel, stream_scene
 from engine.raster.tiles import Window
-from engine.raster.vector import burn_mask, crs_note, read_shapes, require_overlap
+from engine.raster.vector import crs_note, read_shapes, require_overlap
 from engine.raster.writer import Grid, check_outputs
 from engine.version import engine_version
 

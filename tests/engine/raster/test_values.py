@@ -5,6 +5,8 @@ import rasterio.warp
 import shapely
 
 from engine.errors import LabelError
+from engine.raster import burn as burn_module
+from engine.raster import values as values_module
 from engine.raster.scene import open_scene
 from engine.raster.tiles import Window
 from engine.raster.values import open_values
@@ -167,3 +169,19 @@ def test_a_raster_of_complex_numbers_is_refused(tmp_path, scene):
     source = write_labels(tmp_path / "c.tif", np.ones((HEIGHT, WIDTH), np.complex64))
     with pytest.raises(LabelError, match="holds complex64 values"):
         means(source, scene, None)
+
+
+@pytest.mark.parametrize("kind", ["polygons", "raster"])
+def test_a_window_that_is_read_in_parts_is_the_same(tmp_path, scene, monkeypatch, kind):
+    fine = np.arange(HEIGHT * WIDTH * 4, dtype=np.float32).reshape(HEIGHT * 2, WIDTH * 2)
+    if kind == "raster":
+        scaled = TRANSFORM @ rasterio.Affine.scale(0.5)
+        source, module = write_labels(tmp_path / "v.tif", fine, scaled), values_module
+    else:
+        boxes_of = [pixel_box(2.3, row + 0.4, 3.2, 1) for row in range(0, HEIGHT, 2)]
+        source = write_layer(tmp_path / "v.gpkg", boxes_of, values=np.arange(len(boxes_of)) + 0.5)
+        module = burn_module
+    whole = means(source, scene)
+    monkeypatch.setattr(module, "MAX_VALUES", WIDTH * 5)
+    for found, expected in zip(means(source, scene), whole, strict=True):
+        np.testing.assert_array_equal(found, expected)

@@ -12,11 +12,10 @@ from affine import Affine
 from rasterio.crs import CRS
 
 from engine.errors import LabelError
+from engine.raster.burn import burn_mask, class_fractions
 from engine.raster.tiles import Window
 from engine.raster.vector import (
     Shape,
-    burn_mask,
-    class_fractions,
     crs_note,
     is_vector,
     parse_layer,
@@ -244,7 +243,7 @@ def test_fractions_do_not_depend_on_how_the_memory_is_divided(monkeypatch):
     shapes = [Shape(pixel_box(1.3, 2.6, 9.1, 11.7), 1)]
     window = Window(2, 1, 20, 14)
     whole = class_fractions(shapes, [1], window, TRANSFORM)
-    monkeypatch.setattr("engine.raster.vector._MAX_SAMPLES", 3 * 14 * 64)
+    monkeypatch.setattr("engine.raster.burn.MAX_SAMPLES", 3 * 14 * 64)
     np.testing.assert_array_equal(class_fractions(shapes, [1], window, TRANSFORM), whole)
     assert whole.sum() == pytest.approx(9.1 * 11.7, rel=0.02)
 
