@@ -36,11 +36,12 @@ def clay_polygons(path, field="clay"):
     return write_layer(path, boxes, values=[clay_map()[cell] for cell in corners], field=field)
 
 
-def band_model(band_index=0, quantity=CLAY, factor=1.0, **changes):
+def band_model(band_index=0, quantity=CLAY, factor=1.0, gate=0.0, **changes):
     """A model whose answer is known: the reflectance of one band, times a factor."""
     model = HyperKDRegressor(
         RegressorConfig(BANDS, chip_px=8, halo_px=1, embed_dim=8, depth=1, num_heads=2,
-                        head_channels=4, heads=1, heads_hidden=4, value_std=factor)
+                        head_channels=4, heads=1, heads_hidden=4, value_std=factor,
+                        encoder_gate=gate)
     ).eval()  # fmt: skip
     model.spectral.weight.data[0, band_index] = 1.0
     names = RegressorConfig.__dataclass_fields__

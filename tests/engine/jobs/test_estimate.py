@@ -165,3 +165,11 @@ def test_nothing_valid_is_a_warning(request_of, make_raster):
     source = make_raster("empty.tif", array=empty, scale=1e-4, nodata=NODATA).path
     assert estimate(request_of(input=source), listener)["valid_pixels"] == 0
     assert any("No pixel has a value" in text for text in listener.warnings)
+
+
+def test_a_model_that_sees_the_neighbourhood_is_blended(request_of, array):
+    network, info = band_model(factor=100.0, gate=0.5)
+    network.head.classes.bias.data.fill_(0.02)  # what the encoder adds: the same everywhere
+    result = estimate(request_of((network, info)), SilentFeedback())
+    values = read(result["output"])
+    np.testing.assert_allclose(values[4:], array[0, 4:] * 1e-2 + 1.0, rtol=1e-4)
