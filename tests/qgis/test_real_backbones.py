@@ -7,7 +7,7 @@ import pytest
 from osgeo import gdal, ogr, osr
 from qgis.core import QgsProcessingException, QgsRasterLayer
 
-WIDTH, HEIGHT = 96, 72  # twelve tiles of the preset "laptop"
+WIDTH, HEIGHT = 96, 72  # a few dozen tiles of the preset "laptop"
 CORNER, PIXEL_M = (390000.0, 5820000.0), 30.0
 # a band in each range of Galileo and Prithvi, and some between
 WAVELENGTHS_NM = (
@@ -145,7 +145,7 @@ def test_a_cancelled_distillation_is_gone_on_with(real_plugin, place, tmp_path, 
         "INPUT": [str(place / "scene.tif")],
         "OUTPUT": str(tmp_path / "backbone.zip"),
         **QUICK,
-        "EPOCHS": 20,
+        "EPOCHS": 8,
     }
     with pytest.raises(QgsProcessingException, match=r"backbone\.zip\.checkpoint\.safetensors"):
         processing.run("hyperkd:distillbackbone", values, feedback=heard(cancel_at=40).feedback)
@@ -161,7 +161,7 @@ def test_other_settings_cannot_be_gone_on_with(real_plugin, place, tmp_path, hea
         "INPUT": [str(place / "scene.tif")],
         "OUTPUT": str(tmp_path / "backbone.zip"),
         **QUICK,
-        "EPOCHS": 20,
+        "EPOCHS": 8,
     }
     with pytest.raises(QgsProcessingException, match="RESUME"):
         processing.run("hyperkd:distillbackbone", values, feedback=heard(cancel_at=40).feedback)
