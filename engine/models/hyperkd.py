@@ -170,13 +170,15 @@ class HyperKDEncoder(nn.Module):
         """
         patch_px, d = self.config.patch_px, self.config.embed_dim
         rows, cols = x.shape[-2] // patch_px, x.shape[-1] // patch_px
-        positions = sincos_positions(rows, cols, d)
+        # float32 whatever the layers' precision: under autocast the sum of all blocks, which starts
+        # here, would otherwise be rounded to eight bits by each of them.
+        positions = sincos_positions(rows, cols, d).to(x.device)
         if ids_keep is None:
             tokens: Tensor = rearrange(self.patch_embed(x), "b d r c -> b (r c) d")
-            return tokens + positions.to(tokens)
+            return tokens + positions
         # Three quarters of the tokens are hidden: only the others are multiplied.
         proj = self.patch_embed.proj
         seen = take_tokens(patchify(x, patch_px), ids_keep)
         weight = rearrange(proj.weight, "d c p q -> d (p q c)")
         seen = F.linear(seen, weight, proj.bias)
-        return seen + positions.to(seen)[ids_keep]
+        return seen + positions[ids_keep]

@@ -143,6 +143,13 @@ def test_the_networks_answer_is_their_mean_for_any_number_of_pixels(monkeypatch)
 
 
 @torch.inference_mode()
+def test_under_autocast_the_sum_of_all_blocks_stays_in_float32():
+    encoder = HyperKDEncoder(EncoderConfig(12, patch_px=1, embed_dim=32, num_heads=4))
+    x, ids_keep = torch.randn(2, 12, 4, 4), torch.arange(5).expand(2, 5)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert {encoder.embed(x).dtype, encoder.embed(x, ids_keep).dtype} == {torch.float32}
+
+
 def test_bfloat16_autocast_leaves_the_spectral_path_exact():
     model = classifier(encoder_gate=0.0)
     reflectance, valid = chips()
