@@ -64,7 +64,7 @@ logger = logging.getLogger("benchmarks.distillation")
 
 def variants(epochs: int) -> dict[str, DistillationSettings]:
     """The rows of the table; "full" is the product's default."""
-    full = DistillationSettings(preset=PRESETS[PRESET], epochs=epochs, masking=MaskingSettings(guided_share=0.25), loss=LossSettings(features=1.0))
+    full = DistillationSettings(preset=PRESETS[PRESET], epochs=epochs)
     random = MaskingSettings(guided_share=0.0)
     plain = LossSettings(ssim=0.0, features=0.0)
     loss = full.loss
@@ -260,7 +260,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--variants", nargs="+", choices=list(variants(1)), default=None)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--epochs", type=int, default=60)
+    parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--jobs", type=int, default=2, help="students at a time")
     parser.add_argument("--folder", type=Path, default=ROOT / "build" / "bench")
     options = parser.parse_args()

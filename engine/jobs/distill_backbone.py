@@ -56,11 +56,11 @@ class Request(MaskedTrainingRequest):
 
     teacher: str = "galileo-nano"
     preset: Literal["vit_b", "d512", "base128", "small64", "laptop"] = "laptop"
-    guided_share: float = Field(default=0.5, ge=0.0, le=1.0)
+    guided_share: float = Field(default=0.25, ge=0.0, le=1.0)
     hide: Literal["informative", "plain"] = "informative"
     mse_weight: float = Field(default=1.0, ge=0.0, le=1000.0)
     ssim_weight: float = Field(default=0.1, ge=0.0, le=1000.0)
-    feature_weight: float = Field(default=0.1, ge=0.0, le=1000.0)
+    feature_weight: float = Field(default=1.0, ge=0.0, le=1000.0)
     spectral_weight: float = Field(default=0.0, ge=0.0, le=1000.0)
     temperature: float = Field(default=2.0, gt=0.0, le=100.0)
     feature_loss: Literal["kl", "mse"] = "kl"

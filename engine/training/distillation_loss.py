@@ -48,7 +48,7 @@ class LossSettings:
 
     mse: float = 1.0
     ssim: float = 0.1
-    features: float = 0.1
+    features: float = 1.0
     spectral: float = 0.0
     temperature: float = 2.0
     feature_loss: Literal["kl", "mse"] = "kl"

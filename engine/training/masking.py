@@ -53,7 +53,7 @@ class MaskingSettings:
     """
 
     mask_ratio: float = 0.75
-    guided_share: float = 0.5
+    guided_share: float = 0.25
     hide: Literal["informative", "plain"] = "informative"
     edge: float = 1.0
     texture: float = 1.0

@@ -16,7 +16,7 @@ MAX_WEIGHT = 1000.0
 WEIGHTS = {
     "MSE_WEIGHT": ("Weight of the squared error", 1.0),
     "SSIM_WEIGHT": ("Weight of structural similarity", 0.1),
-    "FEATURE_WEIGHT": ("Weight of the teacher", 0.1),
+    "FEATURE_WEIGHT": ("Weight of the teacher", 1.0),
     "SPECTRAL_WEIGHT": ("Weight of the spectra's shape", 0.0),
 }
 # EnMAP's product tool leaves these out by default: water vapour lets no light through.
@@ -51,7 +51,7 @@ class DistillBackbone(Pretraining):
     def define_method(self) -> Iterable[QgsProcessingParameterDefinition]:
         """List the parameters of masking, loss and band alignment, in this order."""
         yield make.number(
-            "GUIDED_SHARE", self.tr("Share of the hiding that follows the image"), 0.5, 0.0, 1.0
+            "GUIDED_SHARE", self.tr("Share of the hiding that follows the image"), 0.25, 0.0, 1.0
         )
         yield make.choice("HIDE", self.tr("What is rather hidden"), ("informative", "plain"))
         for name, (title, default) in WEIGHTS.items():
