@@ -20,7 +20,7 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ from engine.raster.scene import open_scene
 from engine.raster.spectra import match_bands
 from engine.training.baselines import fit_baselines
 from engine.training.classifier import train_on_samples
-from engine.training.metrics import scores_from_confusion
+from engine.training.metrics import Scores, scores_from_confusion
 from engine.training.model_fit import TrainingSettings, predict_samples
 from engine.training.places import place_folds
 from engine.training.samples import Samples, SampleSizes, ScenePixels, collect_samples
@@ -74,12 +74,12 @@ class Data:
     config: ClassifierConfig
 
 
-def load_data() -> Data:
-    """Read the packaged sample."""
+def load_data(encoder: Mapping[str, Any] | None = None) -> Data:
+    """Read the packaged sample, for a classifier with its own encoder or with other settings."""
     scene = open_scene(str(SCENE))
     bands = scene.require_bands()
     match = match_bands(bands, bands)
-    config = ClassifierConfig(in_channels=len(bands), num_classes=len(CLASSES))
+    config = ClassifierConfig(in_channels=len(bands), num_classes=len(CLASSES), **(encoder or {}))
 
     def collect(source: str, field: str | None, values: tuple[Any, ...]) -> Samples:
         labels = open_labels(source, field, scene.crs).on(scene)
@@ -232,7 +232,7 @@ def summarise(kept: dict[str, Any], deal: str, seeds: int) -> dict[str, dict[str
     summary: dict[str, dict[str, Any]] = {}
     cells = [[kept[f"{deal}/{seed}/{fold}"] for fold in range(FOLDS)] for seed in range(seeds)]
     for name in cells[0][0]:
-        scores = [_pooled([cell[name] for cell in folds]) for folds in cells]
+        scores = [pooled_scores([cell[name] for cell in folds]) for folds in cells]
         balanced = [score.balanced_accuracy for score in scores]
         summary[name] = {
             "balanced_accuracy": float(np.mean(balanced)),
@@ -248,7 +248,8 @@ def summarise(kept: dict[str, Any], deal: str, seeds: int) -> dict[str, dict[str
     return summary
 
 
-def _pooled(cells: list[dict[str, Any]]) -> Any:
+def pooled_scores(cells: Sequence[Mapping[str, Any]]) -> Scores:
+    """Scores of all folds together, each with its ``label`` and ``map``."""
     confusion = np.zeros((len(CLASSES), len(CLASSES)), np.int64)
     for cell in cells:
         np.add.at(confusion, (cell["label"], cell["map"]), 1)

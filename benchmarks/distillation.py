@@ -133,7 +133,7 @@ def _teacher() -> Teacher:
 def _tiles(seed: int) -> SceneTiles:
     """The tiles of one seed; their files are written anew for each process."""
     folder = Path(tempfile.mkdtemp(prefix="hyperkd-ablation-"))
-    sources = training_scenes(deal_places(seed), data_folder(), folder)
+    sources = training_scenes(deal_places(seed).hidden, data_folder(), folder)
     # The sample has no bands that would have to be dropped, and features need all of them.
     return open_tiles(
         [open_scene(source) for source in sources],

@@ -65,18 +65,18 @@ def deal_places(seed: int) -> Places:
     return Places(row, col, label, tested, hidden)
 
 
-def training_scenes(places: Places, data: Path | None, folder: Path) -> list[str]:
+def training_scenes(hidden: NDArray[np.bool_], data: Path | None, folder: Path) -> list[str]:
     """Write Berlin without the tested ground, and list it with the other scenes that there are.
 
     Args:
-        places: whose hidden ground becomes nodata.
+        hidden: (H, W) bool, the ground that becomes nodata.
         data: folder of the real scenes; None or absent: Berlin alone.
         folder: to write to.
 
     Returns:
         sources; Berlin first, so that its bands are the student's.
     """
-    found = [_berlin_without(places.hidden, folder / "berlin.tif")]
+    found = [_berlin_without(hidden, folder / "berlin.tif")]
     if data is None or not data.is_dir():
         return found
     found.append(str(data / "jasper_ridge" / "derived" / "jasper_hsi.tif"))

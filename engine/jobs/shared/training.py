@@ -122,16 +122,21 @@ def load_backbone(request: PlacesRequest) -> Backbone | None:
 def _encoder_settings(package: ModelPackage) -> dict[str, Any]:
     """The encoder's own settings, and the chips that it was trained on.
 
-    A distilled encoder knows the positions of its tiles, so chips are as large as those, and a
-    quarter is margin. In a model of pixels both are settings already.
+    A distilled encoder knows the positions of its tiles, so chips are as large as those. In a
+    model of pixels both are settings already.
     """
     config = package.info.config
     names = {field.name for field in fields(EncoderConfig)} - {"in_channels", "dropout"}
     settings = {name: config[name] for name in names if name in config}
     if package.info.architecture == "hyperkd-backbone":
         tile_size_px = int(config["tile_size_px"])
-        return settings | {"chip_px": tile_size_px, "halo_px": tile_size_px // 4}
+        return settings | {"chip_px": tile_size_px, "halo_px": backbone_halo_px(tile_size_px)}
     return settings | {name: config[name] for name in ("chip_px", "halo_px") if name in config}
+
+
+def backbone_halo_px(tile_size_px: int) -> int:
+    """The margin of a backbone's chips: a sixth, so that each pixel is computed about twice."""
+    return max(tile_size_px // 6, 1)
 
 
 def open_scenes(request: PlacesRequest, feedback: Feedback) -> list[Scene]:
