@@ -239,7 +239,7 @@ def test_a_frozen_backbone_stays_as_it_is_to_the_bit_and_another_does_not(train,
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before) is frozen
     config = load_package(result["output"]).info.config
-    assert (config["chip_px"], config["halo_px"], config["embed_dim"]) == (12, 3, 8)
+    assert (config["chip_px"], config["halo_px"], config["embed_dim"]) == (12, 2, 8)
 
 
 def test_freezing_nothing_is_refused(train):
