@@ -30,9 +30,10 @@ from engine.jobs.classify import Request, classify
 from engine.models.classifier import ClassifierConfig, HyperKDClassifier
 from engine.packages.cache import load_model
 from engine.packages.package import load_package, save_package
+from engine.raster.plan import batch_size, choose_tiling, input_shape, plan_scene
 from engine.raster.scene import open_scene
 from engine.raster.spectra import BandMatch
-from engine.raster.stream import batch_size, choose_tiling, plan_scene, stream_scene
+from engine.raster.stream import stream_scene
 from engine.raster.tiles import Piece, Strip, Tiling, redundancy
 
 READ_RATE_AIM = 0.8
@@ -155,7 +156,7 @@ def _end_to_end(
     parameters = {"input": path, "model": model, "output": str(output), "precision": "float32"}
     request = Request.parse(parameters | {"device": device})
     match = BandMatch(tuple(range(len(bands))), None, ())
-    tiling = choose_tiling(loaded.package.info.tiling, match, choice.device)
+    tiling = choose_tiling(loaded.package.info.tiling, match, choice.device.type)
     strips = plan_scene(open_scene(path), match, tiling)
     bare = _BareModel(loaded.module, strips, len(bands), choice.device)
     try:
@@ -202,7 +203,7 @@ class _BareModel:
             for shape in set(self._shapes)
         }
 
-    def _copies(self, shape: tuple[int, ...]) -> int:
+    def _copies(self, shape: tuple[int, int, int, int]) -> int:
         return max(1, min(TENSOR_BYTES // (4 * prod(shape)), self._shapes.count(shape)))
 
     def run(self) -> None:
@@ -219,10 +220,10 @@ class _BareModel:
 
 def _batches(piece: Piece, bands: int, device: torch.device) -> Iterator[tuple[int, int, int, int]]:
     """Shapes (B, C, h, w) of the batches that a run makes of a piece."""
-    tiles = sorted(piece.tiles, key=lambda tile: (tile.read.height, tile.read.width))
-    for (height, width), group in groupby(tiles, lambda t: (t.read.height, t.read.width)):
+    tiles = sorted(piece.tiles, key=input_shape)
+    for (height, width), group in groupby(tiles, input_shape):
         same = list(group)
-        size = batch_size(same[0], bands, device)
+        size = batch_size(same[0], bands, device.type)
         for start in range(0, len(same), size):
             yield len(same[start : start + size]), bands, height, width
 

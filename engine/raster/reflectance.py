@@ -33,6 +33,21 @@ class LoadedPiece:
     valid: Tensor
 
 
+class Scratch:
+    """Memory that is used from batch to batch: fresh pages cost as much as the conversion."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._rooms: dict[str, Tensor] = {}
+
+    def room(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """Give float32 memory of a shape, with whatever stands there."""
+        size = prod(shape)
+        if name not in self._rooms or self._rooms[name].numel() < size:
+            self._rooms[name] = torch.empty(size, device=self._device)
+        return self._rooms[name][:size].view(shape)
+
+
 class Reflectance:
     """Turns stored values into the model's bands: reflectance = stored * scale + offset.
 
@@ -52,7 +67,7 @@ class Reflectance:
         self._weights = (
             None if match.weights is None else torch.from_numpy(match.weights).to(device)
         )
-        self._scratch: dict[str, Tensor] = {}
+        self._scratch = Scratch(device)
 
     @property
     def channels(self) -> int:
@@ -67,21 +82,32 @@ class Reflectance:
         return LoadedPiece(values, self._nodata.valid_on_device(values))
 
     def batch(
-        self, piece: LoadedPiece, tiles: Sequence[tuple[slice, slice]]
+        self,
+        piece: LoadedPiece,
+        tiles: Sequence[tuple[slice, slice]],
+        scratch: Scratch | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Convert tiles of one shape, given as rows and columns of a piece.
 
+        Threads may do so at the same time, each into a scratch of its own.
+
+        Args:
+            piece: that was loaded.
+            tiles: of it.
+            scratch: what to convert into; None: one that this object has.
+
         Returns:
             (B, M, h, w) float32 reflectance of the model's bands, 0 where not valid, good until
-            the next call; and (B, h, w) bool valid.
+            the scratch is used again; and (B, h, w) bool valid.
         """
         convert = self._convert_here if self._device.type == "cpu" else self._convert_there
+        scratch = scratch or self._scratch
         valid = torch.stack([piece.valid[tile] for tile in tiles])
         b, h, w = valid.shape
-        reflectance = self._room("read", (b, len(self._scale), h, w))
+        reflectance = scratch.room("read", (b, len(self._scale), h, w))
         convert(piece, tiles, valid, reflectance)
         if self._weights is not None:
-            matched = self._room("matched", (b, self.channels, h * w))
+            matched = scratch.room("matched", (b, self.channels, h * w))
             torch.matmul(self._weights, reflectance.flatten(2), out=matched)
             reflectance = matched.view(b, -1, h, w)
         return reflectance, valid
@@ -135,13 +161,6 @@ class Reflectance:
             tile.copy_(piece.values[:, rows, cols])
         scale, offset = self._on_device
         reflectance.mul_(scale).add_(offset).masked_fill_(~valid[:, None], 0.0)
-
-    def _room(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        """Reuse memory from batch to batch: fresh pages cost as much as the conversion."""
-        size = prod(shape)
-        if name not in self._scratch or self._scratch[name].numel() < size:
-            self._scratch[name] = torch.empty(size, device=self._device)
-        return self._scratch[name][:size].view(shape)
 
 
 class _Nodata:

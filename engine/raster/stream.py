@@ -10,10 +10,10 @@ import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from itertools import groupby
-from math import isqrt, prod
+from itertools import cycle, groupby
+from math import prod
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -23,29 +23,33 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from engine.errors import DeviceError, RequestError
+from engine.errors import DeviceError
 from engine.feedback import Feedback
 from engine.raster.blend import make_collector
 from engine.raster.pieces import PieceData, PieceReader, Stored, largest_piece_px
-from engine.raster.reflectance import LoadedPiece, Reflectance
+from engine.raster.plan import (
+    PIECE_BYTES,
+    batch_size,
+    choose_tiling,
+    count_lanes,
+    input_shape,
+    plan_scene,
+)
+from engine.raster.reflectance import LoadedPiece, Reflectance, Scratch
 from engine.raster.scene import Scene, SceneReader
 from engine.raster.spectra import BandMatch
-from engine.raster.threads import Crew, Relay
-from engine.raster.tiles import Strip, Tile, Tiling, Window, choose_piece_shape, plan_strips
+from engine.raster.threads import Crew, Lanes, Relay, Stopped
+from engine.raster.tiles import Piece, Strip, Tile, Tiling, Window
 
 log = logging.getLogger(__name__)
 
 Sink = Callable[[Window, NDArray[np.float32], NDArray[np.bool_]], None]
 ValidMask = Callable[[Window], NDArray[np.bool_]]
 
-# Stored bytes of a piece. Three pieces are held: one is read, one waits, one is computed.
-_PIECE_BYTES = 96 * 2**20
-_BUFFERS = 3
+_BUFFERS = 3  # pieces that are held: one is read, one waits, one is computed
 # GDAL's own cache has to hold one block of all bands, or it decodes blocks again for each band.
 # Its default, 5 % of the machine's memory, would grow with the scene.
 _GDAL_CACHE_BYTES = (32 * 2**20, 512 * 2**20)
-# Reflectance bytes of a batch. A CPU gains nothing from more than its caches hold.
-_BATCH_BYTES = {"cpu": 8 * 2**20, "cuda": 256 * 2**20}
 
 
 class StripModel(Protocol):
@@ -93,7 +97,7 @@ def stream_scene(
     tile_size_px: int | None = None,
     feedback: Feedback,
     step: str = "Running the model",
-    piece_bytes: int = _PIECE_BYTES,
+    piece_bytes: int = PIECE_BYTES,
 ) -> None:
     """Run a model over a scene.
 
@@ -124,11 +128,16 @@ def stream_scene(
         SceneError: the file cannot be read to its end.
         DeviceError: a single tile does not fit into the device's memory.
     """
-    tiling = choose_tiling(model.tiling, match, device, tile_size_px)
+    tiling = choose_tiling(model.tiling, match, device.type, tile_size_px)
     strips = plan_scene(scene, match, tiling, extent, piece_bytes)
-    stage = _DeviceStage(scene, match, model, tiling, device, precision, feedback)
+    lane_count = count_lanes(strips, match, device.type, torch.get_num_threads())
 
-    with Crew() as crew, _cancel_between_layers(feedback):
+    with (
+        Crew() as crew,
+        _cancel_between_layers(feedback, crew.stop),
+        _make_lanes(lane_count, crew.stop) as lanes,
+    ):
+        stage = _DeviceStage(scene, match, model, tiling, device, precision, lanes, feedback)
         free: Relay[Stored] = crew.relay(_BUFFERS)
         pieces: Relay[PieceData] = crew.relay(_BUFFERS)
         finished: Relay[_Finished | None] = crew.relay(1)
@@ -145,59 +154,6 @@ def stream_scene(
         finished.put(None, feedback.raise_if_cancelled)
         crew.wait(feedback.raise_if_cancelled)
     feedback.progress(1.0, step)
-
-
-def plan_scene(
-    scene: Scene,
-    match: BandMatch,
-    tiling: Tiling,
-    extent: Window | None = None,
-    piece_bytes: int = _PIECE_BYTES,
-) -> list[Strip]:
-    """Plan how `stream_scene` reads and computes a scene."""
-    piece_px = piece_bytes // (len(match.scene_band_index) * scene.dtype.itemsize)
-    shape = choose_piece_shape(tiling, scene.block_shape, scene.width, max(1, piece_px))
-    extent = extent or Window(0, 0, scene.height, scene.width)
-    return plan_strips(extent, tiling, scene.height, scene.width, shape)
-
-
-def choose_tiling(
-    tiling: Tiling, match: BandMatch, device: torch.device, tile_size_px: int | None = None
-) -> Tiling:
-    """Choose the size of tiles: the user's, else the model's, or less where that is free.
-
-    On a CPU their reflectance should stay in its cache: on two cores, a spectral classifier did
-    1.5 Mpx/s on tiles of 8 MiB and 0.9 on tiles of 46 MiB.
-    """
-    align = tiling.align_px
-    if tile_size_px is not None:
-        side = -(-tile_size_px // align) * align
-        if side < tiling.smallest_tile_px:
-            raise RequestError(
-                f"A tile size of {tile_size_px} px leaves nothing of a tile: the model needs a "
-                f"margin of {tiling.margin_px} px on each side.",
-                f"Choose at least {tiling.smallest_tile_px} px, or none for the model's own "
-                f"{tiling.tile_size_px} px.",
-            )
-        return replace(tiling, tile_size_px=side)
-    if tiling.blend or device.type != "cpu":
-        return tiling
-    bands = len(match.scene_band_index if match.weights is None else match.weights)
-    fitting = isqrt(_batch_bytes(device) // (4 * bands))
-    # Below 24 halos, computing the halo again would cost more than a fifth.
-    side = max(fitting, 24 * tiling.margin_px, tiling.smallest_tile_px)
-    return replace(tiling, tile_size_px=min(-(-side // align) * align, tiling.tile_size_px))
-
-
-def _batch_bytes(device: torch.device) -> int:
-    """Reflectance that the model is given at a time."""
-    return _BATCH_BYTES.get(device.type, _BATCH_BYTES["cpu"])
-
-
-def batch_size(tile: Tile, channels: int, device: torch.device) -> int:
-    """How many tiles of a shape go through a model with so many bands together."""
-    tile_bytes = 4 * channels * tile.read.height * tile.read.width
-    return max(1, _batch_bytes(device) // tile_bytes)
 
 
 def _new_buffer(size: int, dtype: np.dtype[Any], device: torch.device) -> Stored:
@@ -235,19 +191,37 @@ def _write(finished: Relay[_Finished | None], sink: Sink) -> None:
 
 
 @contextmanager
-def _cancel_between_layers(feedback: Feedback) -> Iterator[None]:
+def _cancel_between_layers(feedback: Feedback, stop: threading.Event) -> Iterator[None]:
     """Look for a cancel before each layer too: a batch may take seconds on a slow CPU."""
     main = threading.get_ident()
 
     def look(module: torch.nn.Module, args: Any) -> None:
         if threading.get_ident() == main:
             feedback.raise_if_cancelled()
+        elif stop.is_set():
+            raise Stopped
 
     hook = register_module_forward_pre_hook(look)
     try:
         yield
     finally:
         hook.remove()
+
+
+@contextmanager
+def _make_lanes(count: int, stop: threading.Event) -> Iterator[Lanes]:
+    """Share the cores among lanes: whole batches side by side, not the steps of each.
+
+    Threads that share a step wait for each other at its end, and so for whichever has the reader
+    on its core.
+    """
+    threads = torch.get_num_threads()
+    try:
+        with Lanes(count, stop, partial(torch.set_num_threads, threads // count)) as lanes:
+            yield lanes
+    finally:
+        # The number that a thread sets is its own, and also that of threads which begin later.
+        torch.set_num_threads(threads)
 
 
 class _DeviceStage:
@@ -261,9 +235,13 @@ class _DeviceStage:
         tiling: Tiling,
         device: torch.device,
         precision: Literal["float32", "bfloat16"],
+        lanes: Lanes,
         feedback: Feedback,
     ) -> None:
         self._reflectance = Reflectance(scene, match, device)
+        self._lanes = lanes
+        # In turn, so that each is used again only when its batch's result has been taken.
+        self._scratches = cycle([Scratch(device) for _ in range(lanes.in_hand)])
         self._collector = make_collector(tiling, model.out_channels, device)
         self._blend = tiling.blend
         self._model = model
@@ -306,20 +284,39 @@ class _DeviceStage:
     def _run_tiles(self, data: PieceData, loaded: LoadedPiece, valid: NDArray[np.bool_]) -> None:
         """Run the tiles of a piece, in batches of one shape; ``valid`` is its (h, w)."""
         tiles = [tile for tile in data.piece.tiles if self._has_work(tile, data, valid)]
-        for _, group in groupby(sorted(tiles, key=_shape), key=_shape):
-            waiting = list(group)
-            while waiting:
-                self._feedback.raise_if_cancelled()
-                batch = waiting[: self._batch_size(waiting[0])]
-                where = [tile.read.slices_in(data.piece.read) for tile in batch]
-                try:
-                    values = self._forward(*self._reflectance.batch(loaded, where))
-                except torch.OutOfMemoryError as error:
-                    self._halve(batch, error)
+        work = partial(self._compute, data.piece, loaded)
+        while tiles:
+            too_large: list[Tile] = []
+            batches = self._lanes.map(work, self._batches(tiles), self._feedback.raise_if_cancelled)
+            for batch, values in batches:
+                if values is None:
+                    too_large += batch
                     continue
                 for tile, result in zip(batch, values, strict=True):
                     self._collector.add(tile, result)
+            tiles = too_large
+
+    def _batches(self, tiles: Sequence[Tile]) -> Iterator[tuple[list[Tile], Scratch]]:
+        """Group tiles of one shape, each batch with what it is converted into."""
+        for _, group in groupby(sorted(tiles, key=input_shape), key=input_shape):
+            waiting = list(group)
+            while waiting:
+                batch = waiting[: self._batch_size(waiting[0])]
+                yield batch, next(self._scratches)
                 waiting = waiting[len(batch) :]
+
+    def _compute(
+        self, piece: Piece, loaded: LoadedPiece, item: tuple[list[Tile], Scratch]
+    ) -> tuple[list[Tile], Tensor | None]:
+        """Run a batch, in the thread of a lane; None: the device's memory was too small."""
+        batch, scratch = item
+        where = [tile.read.slices_in(piece.read) for tile in batch]
+        try:
+            with torch.inference_mode():  # holds for one thread only, as autocast does
+                return batch, self._forward(*self._reflectance.batch(loaded, where, scratch))
+        except torch.OutOfMemoryError as error:
+            self._halve(batch, error)
+            return batch, None
 
     def _forward(self, reflectance: Tensor, valid: Tensor) -> Tensor:
         """Run the model on (B, C, h, w); autocast lives here and nowhere else."""
@@ -333,7 +330,7 @@ class _DeviceStage:
         return values.float()
 
     def _batch_size(self, tile: Tile) -> int:
-        size = batch_size(tile, self._reflectance.channels, self._device)
+        size = batch_size(tile, self._reflectance.channels, self._device.type)
         return size if self._batch_limit is None else min(size, self._batch_limit)
 
     def _halve(self, batch: Sequence[Tile], error: torch.OutOfMemoryError) -> None:
@@ -341,7 +338,7 @@ class _DeviceStage:
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
         if len(batch) == 1:
-            rows, cols = _shape(batch[0])
+            rows, cols = input_shape(batch[0])
             raise DeviceError(
                 f"The memory of {self._device} is too small for one tile of {rows} x {cols} px.",
                 "Choose a smaller tile size, or the CPU.",
@@ -351,8 +348,3 @@ class _DeviceStage:
             f"The memory of {self._device} is too small for {len(batch)} tiles at a time: "
             f"going on with {self._batch_limit}."
         )
-
-
-def _shape(tile: Tile) -> tuple[int, int]:
-    """Rows and columns that the model is given."""
-    return tile.read.height, tile.read.width

@@ -5,12 +5,15 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from types import TracebackType
 from typing import Generic, Self, TypeVar
 
 log = logging.getLogger(__name__)
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 # How often a waiting thread looks whether the run was stopped: well under the second in which a
@@ -126,3 +129,58 @@ class Crew:
                 )
         if self._error is not None and (error is None or isinstance(error, Stopped)):
             raise self._error from None
+
+
+class Lanes:
+    """Threads that do the same kind of work side by side; its results come in order.
+
+    Use as a context manager. Its end sets ``stop``, for the work that is under way to look at, and
+    waits for that.
+
+    Args:
+        count: of threads; a single one is that of the caller.
+        stop: of the run.
+        prepare: called once in each new thread.
+    """
+
+    def __init__(self, count: int, stop: threading.Event, prepare: Callable[[], None]) -> None:
+        self._stop = stop
+        self._pool = ThreadPoolExecutor(count, "lane", prepare) if count > 1 else None
+        # One more than lanes, so that none is idle while the caller uses a result.
+        self.in_hand = count + 1 if count > 1 else 1
+
+    def map(
+        self, work: Callable[[S], T], items: Iterable[S], watch: Callable[[], None] = _do_nothing
+    ) -> Iterator[T]:
+        """Give the result of each item; the first exception is raised.
+
+        Items are taken when there is room: at any time, at most ``in_hand`` of them wait, are
+        worked on, or have the result that the caller got last. ``watch`` is called before each
+        item and while waiting, and may raise.
+        """
+        begun: deque[Future[T]] = deque()
+        for item in items:
+            watch()
+            if self._pool is None:
+                yield work(item)
+                continue
+            begun.append(self._pool.submit(work, item))
+            if len(begun) == self.in_hand:
+                yield _result(begun.popleft(), watch)
+        while begun:
+            yield _result(begun.popleft(), watch)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stop.set()
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+
+def _result(future: Future[T], watch: Callable[[], None]) -> T:
+    """Wait for a result; ``watch`` is called meanwhile, and may raise."""
+    while not wait([future], _LOOK_S).done:
+        watch()
+    return future.result()

@@ -11,10 +11,10 @@ import torch
 
 from engine.errors import CancelledError, DeviceError, RequestError, SceneError
 from engine.feedback import SilentFeedback
-from engine.raster import stream
+from engine.raster import plan, stream
 from engine.raster.scene import open_scene
 from engine.raster.spectra import BandMatch
-from engine.raster.stream import choose_tiling, stream_scene
+from engine.raster.stream import stream_scene
 from engine.raster.tiles import Tiling, Window
 from tests.engine.raster.made_scenes import (
     BANDS,
@@ -37,7 +37,18 @@ def source(tmp_path):
 
 
 def threads_of_runs():
-    return {thread.name for thread in threading.enumerate()} & {"reader", "writer"}
+    names = {thread.name.partition("_")[0] for thread in threading.enumerate()}
+    return names & {"reader", "writer", "lane"}
+
+
+@pytest.fixture
+def lanes(monkeypatch):
+    """Three lanes, and batches of which a small scene has many."""
+    monkeypatch.setitem(plan._BATCH_BYTES, "cpu", 4 * BANDS * 200)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield 3
+    torch.set_num_threads(threads)
 
 
 def stream_into(source, sink, model=None, feedback=None):
@@ -256,21 +267,6 @@ def test_the_user_s_tile_size_replaces_the_model_s(source):
     assert shapes == {(20, 20)}
 
 
-@pytest.mark.parametrize(
-    "tiling, device, side_px",
-    [
-        (Tiling(512, 0), "cpu", 102),  # 8 MiB of 200 bands
-        (Tiling(512, 8), "cpu", 192),  # 24 halos: no more than a fifth is computed twice
-        (Tiling(64, 0), "cpu", 64),
-        (Tiling(512, 0, blend=True), "cpu", 512),
-        (Tiling(512, 0), "cuda", 512),
-    ],
-)
-def test_tiles_are_made_smaller_for_the_cache_only_where_that_is_free(tiling, device, side_px):
-    match = BandMatch(tuple(range(200)), None, ())
-    assert choose_tiling(tiling, match, torch.device(device)).tile_size_px == side_px
-
-
 def test_a_model_with_a_wrong_result_is_named(source):
     with pytest.raises(ValueError, match=r"returned \(1, 12, .* instead of \(1, 5,"):
         run(source, IdentityModel(Tiling(16, 0), out_channels=5))
@@ -341,7 +337,8 @@ class CancelAtTime(SilentFeedback):
 
 def test_a_cancel_is_answered_while_a_read_hangs(source, monkeypatch):
     scene = open_scene(source)
-    monkeypatch.setattr(stream.SceneReader, "read", lambda *_, **__: time.sleep(5))
+    answer = threading.Event()
+    monkeypatch.setattr(stream.SceneReader, "read", lambda *_, **__: answer.wait(5))
     start_s = time.monotonic()
     with pytest.raises(CancelledError):
         stream_scene(
@@ -349,6 +346,16 @@ def test_a_cancel_is_answered_while_a_read_hangs(source, monkeypatch):
             device=torch.device("cpu"), feedback=CancelAtTime(0.1),
         )  # fmt: skip
     assert time.monotonic() - start_s < 1
+    answer.set()
+    for thread in threading.enumerate():
+        if thread.name == "reader":
+            thread.join()
+
+
+class Nap(torch.nn.Module):
+    def forward(self, x):
+        time.sleep(0.05)
+        return x
 
 
 def test_a_cancel_is_answered_between_the_layers_of_a_slow_model(source):
@@ -361,11 +368,6 @@ def test_a_cancel_is_answered_between_the_layers_of_a_slow_model(source):
 
         def forward(self, reflectance, valid):
             return self.layers(reflectance)
-
-    class Nap(torch.nn.Module):
-        def forward(self, x):
-            time.sleep(0.05)
-            return x
 
     start_s = time.monotonic()
     with pytest.raises(CancelledError):
@@ -388,3 +390,81 @@ def test_reading_computing_and_writing_overlap(source):
         assert computed_meanwhile.wait(5)
 
     stream_into(source, sink, Spy(Tiling(16, 0)))
+
+
+MANY_TILES = Tiling(16, 2, blend=True)
+
+
+def test_batches_are_computed_side_by_side_with_a_share_of_the_cores_each(source, lanes):
+    together = threading.Barrier(lanes)
+    seen = []
+
+    class Spy(IdentityModel):
+        def __call__(self, reflectance, valid):
+            if len(seen) < lanes:
+                seen.append((threading.get_ident(), torch.get_num_threads()))
+                together.wait(5)
+            return reflectance
+
+    run(source, Spy(MANY_TILES))
+    assert len({thread for thread, _ in seen}) == lanes
+    assert {cores for _, cores in seen} == {1}
+
+
+def test_lanes_change_no_result_even_when_later_batches_are_done_first(source, lanes):
+    class Uneven(IdentityModel):
+        def __call__(self, reflectance, valid):
+            time.sleep(float(reflectance[0, 0, 0, 0]) / 50)
+            return reflectance
+
+    side_by_side = run(source, Uneven(MANY_TILES)).values
+    torch.set_num_threads(1)
+    np.testing.assert_array_equal(side_by_side, run(source, IdentityModel(MANY_TILES)).values)
+
+
+def test_the_number_of_threads_is_the_same_after_a_run_in_old_and_new_threads(source, lanes):
+    run(source, ConvModel(MANY_TILES))
+    later = []
+    thread = threading.Thread(target=lambda: later.append(torch.get_num_threads()))
+    thread.start()
+    thread.join()
+    assert [torch.get_num_threads(), *later] == [lanes, lanes]
+
+
+def test_an_error_in_a_lane_stops_all_and_is_the_one_that_is_raised(source, lanes):
+    class Broken(IdentityModel):
+        def __call__(self, reflectance, valid):
+            raise ArithmeticError("broken model")
+
+    with pytest.raises(ArithmeticError, match="broken model"):
+        run(source, Broken(MANY_TILES))
+    assert not threads_of_runs()
+    assert torch.get_num_threads() == lanes
+
+
+def test_a_cancel_is_answered_in_the_middle_of_the_batches_of_lanes(source, lanes):
+    class Slow(torch.nn.Module):
+        tiling, out_channels = MANY_TILES, BANDS
+
+        def __init__(self):
+            super().__init__()
+            self.layers = torch.nn.Sequential(*[Nap() for _ in range(100)])
+
+        def forward(self, reflectance, valid):
+            return self.layers(reflectance)
+
+    start_s = time.monotonic()
+    with pytest.raises(CancelledError):
+        run(source, Slow(), feedback=CancelAtTime(0.2))
+    assert time.monotonic() - start_s < 1
+    assert not threads_of_runs()
+
+
+def test_too_little_memory_in_lanes_gives_the_same_result(tmp_path, lanes, monkeypatch):
+    monkeypatch.setitem(plan._BATCH_BYTES, "cpu", 4 * BANDS * 800)
+    values = make_values(53, 47, "int16")
+    feedback = CancelAfter()
+    source = write_scene(tmp_path / "scene", values)
+    result = run(source, TooMuchFor(MANY_TILES), feedback=feedback)
+    np.testing.assert_allclose(result.values, values * 1e-4, rtol=1e-5)
+    assert "going on with" in feedback.warnings[0]
