@@ -8,7 +8,7 @@ are blocks of ground of a size of their own: what is held out together.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -118,6 +118,11 @@ class Samples:
         counted = torch.bincount(self.class_index[self.pure], minlength=self.num_classes)
         return [int(count) for count in counted]
 
+    def reordered(self, order: Tensor) -> Samples:
+        """The same pixels in another order, (M,) int64; chips stay where they are."""
+        by_pixel = ("chip", "row", "col", "target", "weight", "pure", "place", "position")
+        return replace(self, **{name: getattr(self, name)[order] for name in by_pixel})
+
     def subset(self, keep: Tensor) -> Samples:
         """The pixels where (M,) ``keep`` is True, with the chips that they lie in.
 
@@ -185,7 +190,17 @@ def collect_samples(
             "None of the labelled pixels is valid in the scene.",
             "Check the scene's nodata where the labels are.",
         )
-    return samples
+    return samples.reordered(_order_by_block(samples.position, sizes.block_px))
+
+
+def _order_by_block(position: Tensor, block_px: int) -> Tensor:
+    """Sort pixels by scene, block of ``block_px`` and place in it.
+
+    Fits deal pixels into batches by their number, so numbers must not depend on how chips are cut:
+    a model whose encoder stays shut is the same to the bit with chips of any size.
+    """
+    scene, row, col = position.numpy().T
+    return torch.from_numpy(np.lexsort((col, row, col // block_px, row // block_px, scene)))
 
 
 def draw_cells(

@@ -104,6 +104,12 @@ def test_places_are_blocks_of_their_own_size(collect):
     assert len(small.chip) == len(large.chip)
 
 
+def test_the_order_of_pixels_does_not_depend_on_how_chips_are_cut(collect):
+    small, large = (collect(core_px=core_px, chip_px=14, block_px=6) for core_px in (5, 11))
+    assert torch.equal(small.position, large.position)
+    assert torch.equal(small.spectra, large.spectra)
+
+
 def test_a_subset_keeps_its_pixels_and_chips_together(collect):
     samples = collect()
     keep = samples.place == samples.place[0]
