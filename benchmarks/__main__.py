@@ -15,7 +15,7 @@ from typing import Any
 
 from engine.__main__ import prepare_process
 
-PARTS = ("read", "end-to-end", "memory", "startup")
+PARTS = ("read", "end-to-end", "memory", "startup", "distil")
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -29,6 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "end-to-end": _end_to_end,
         "memory": _memory,
         "startup": _startup,
+        "distil": _distil,
     }
     rows = []
     for name in options.parts:
@@ -113,6 +114,24 @@ def _startup(options: argparse.Namespace) -> list[list[str]]:
             "",
             "",
         ]
+    ]
+
+
+def _distil(options: argparse.Namespace) -> list[list[str]]:
+    from benchmarks.distillation_speed import measure_distillation
+
+    results = measure_distillation(options.folder, options.pairs, options.device)
+    _keep(options, "distil", results)
+    return [
+        [
+            f"distillation / its networks, {r['preset']}, {r['device'].split()[0]}",
+            f"{r['tiles_s']:.1f} of {r['bare_tiles_s']:.1f} tiles/s"
+            + (f", {r['peak_gpu_gib']:.1f} GiB" if r["peak_gpu_gib"] is not None else ""),
+            f"{r['share']:.2f}",
+            f">= {r['aim']}",
+            _verdict(r["share"] >= r["aim"]),
+        ]
+        for r in results
     ]
 
 

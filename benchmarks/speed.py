@@ -82,7 +82,7 @@ def _read_rate(folder: Path, layout: str, sizes: Sizes, device: torch.device) ->
     wavelength_nm = np.linspace(420, 2440, sizes.bands)
     path = make_scene(folder, layout, sizes.side_px, wavelength_nm, np.full(sizes.bands, 10.0))
     try:
-        plain_s, ours_s = _paired(
+        plain_s, ours_s = paired(
             lambda: _read_plainly(path), lambda: _stream(path, device), sizes.pairs
         )
     finally:
@@ -160,7 +160,7 @@ def _end_to_end(
     strips = plan_scene(open_scene(path), match, tiling)
     bare = _BareModel(loaded.module, strips, len(bands), choice.device)
     try:
-        bare_s, ours_s = _paired(bare.run, lambda: classify(request, SilentFeedback()), pairs)
+        bare_s, ours_s = paired(bare.run, lambda: classify(request, SilentFeedback()), pairs)
     finally:
         remove_scene(path)
         for file in folder.glob("map.*"):
@@ -228,7 +228,7 @@ def _batches(piece: Piece, bands: int, device: torch.device) -> Iterator[tuple[i
             yield len(same[start : start + size]), bands, height, width
 
 
-def _paired(
+def paired(
     first: Callable[[], object], second: Callable[[], object], pairs: int
 ) -> tuple[list[float], list[float]]:
     """Time both in turn, after one run of each that fills caches."""
