@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,8 +48,7 @@ def estimate(request: Request, feedback: Feedback) -> dict[str, Any]:
     """
     start_s = time.monotonic()
     ready = prepare(request, "regression", feedback)
-    quantity = ready.info.quantity
-    assert quantity is not None  # checked when the package was loaded
+    quantity = cast(Quantity, ready.info.quantity)  # a package for regression has one
     ready.check_outputs([request.output], pixel_bytes=4)
     with _Output(request, ready.grid, quantity, ready.provenance(), feedback) as output:
         ready.run(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import cast
 
 import numpy as np
 import torch
@@ -151,8 +152,7 @@ def train_on_values(
     )
     last = StepFeedback(feedback, 0.9, 1.0)
     tested = np.flatnonzero(held_out & samples.pure.numpy())
-    model = fit.model
-    assert isinstance(model, HyperKDRegressor)  # as its settings say
+    model = cast(HyperKDRegressor, fit.model)  # as its settings say
     estimated, scores, baselines = _score(model, training, samples, tested, settings, last)
     return TrainedRegressor(
         model,
