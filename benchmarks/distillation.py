@@ -59,6 +59,7 @@ PRESET = "laptop"
 PREDICT_CHIPS = 64
 RECONSTRUCTION = ("psnr_db", "ssim", "spectral_angle_deg")
 UNTRAINED = "untrained student"
+WITH_SPECTRA = "with spectra"
 logger = logging.getLogger("benchmarks.distillation")
 
 
@@ -98,8 +99,11 @@ def measure(name: str, seed: int, epochs: int) -> dict[str, Any]:
     )
     assert backbone.scores is not None  # a fifth of the tiles is held out
     last = backbone.history.rows[-1]
+    features = _features(backbone.encoder, places)
+    beside = np.concatenate([_spectra(places), features], axis=1)
     return {
-        **few_shot(_features(backbone.encoder, places), places, seed),
+        **few_shot(features, places, seed),
+        WITH_SPECTRA: few_shot(beside, places, seed),
         **asdict(backbone.scores),
         "terms": {term: last[term] for term in backbone.history.terms},
         "seconds": time.monotonic() - start_s,
@@ -116,12 +120,23 @@ def measure_untrained(seed: int) -> dict[str, dict[str, float]]:
     encoder = HyperKDEncoder(settings.preset.encoder(len(tiles.bands)))
     encoder.band_mean.copy_(tiles.mean)
     encoder.band_std.copy_(tiles.std)
+    spectra = _spectra(places)
     found = {
-        "spectra": chips_around(places, 1)[:, :, 0, 0].numpy(),
+        "spectra": spectra,
         "teacher": _teacher_features(tiles, places),
         UNTRAINED: _features(encoder, places),
     }
+    found |= {
+        f"{name}, {WITH_SPECTRA}": np.concatenate([spectra, found[name]], axis=1)
+        for name in ("teacher", UNTRAINED)
+    }
     return {name: few_shot(features, places, seed) for name, features in found.items()}
+
+
+def _spectra(places: Places) -> NDArray[np.float32]:
+    """(M, C) reflectance of the labelled pixels."""
+    spectra: NDArray[np.float32] = chips_around(places, 1)[:, :, 0, 0].numpy()
+    return spectra
 
 
 @cache
@@ -208,6 +223,11 @@ def tables(cells: dict[str, Any]) -> str:
     untrained = cells["untrained"]
     accuracy = {name: [cell[name] for cell in untrained] for name in untrained[0]}
     accuracy |= {name: found for name, found in cells.items() if name != "untrained"}
+    accuracy |= {
+        f"{name}, {WITH_SPECTRA}": [cell[WITH_SPECTRA] for cell in found]
+        for name, found in cells.items()
+        if WITH_SPECTRA in found[0]
+    }
     shots = [str(number) for number in SHOTS]
     lines = [_row(["", *(f"{number} px a class" for number in shots)]), _row(["---"] * 4)]
     lines += [
