@@ -32,7 +32,7 @@ from engine.raster.band_presence import ENMAP_DROP_RANGES_NM, student_bands
 from engine.raster.scene import Scene
 from engine.training.distillation_loss import DistillationLoss, LossSettings
 from engine.training.held_out import HeldOutCheck, check_held_out
-from engine.training.masked_fit import FitHistory, FitSettings, fit, mae_learning_rate
+from engine.training.masked_fit import FitHistory, FitSettings, fit
 from engine.training.masking import MaskingSettings, TokenMask, draw_mask, token_scores
 from engine.training.reconstruction import ReconstructionResult
 from engine.training.run_checkpoint import RunCheckpoint, RunState
@@ -78,10 +78,8 @@ class DistillationSettings:
     def fit(self) -> FitSettings:
         """The part for the training loop."""
         batch_tiles = self.batch_tiles or self.preset.batch_tiles
-        rate = self.learning_rate or PRESET_RATES.get(
-            self.preset.name, mae_learning_rate(batch_tiles)
-        )
-        return FitSettings(self.epochs, batch_tiles, rate, seed=self.seed)
+        rate = self.learning_rate or PRESET_RATES.get(self.preset.name)
+        return FitSettings.of(self.epochs, batch_tiles, rate, self.seed)
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,7 @@ import time
 from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, Self
 
 import numpy as np
 import torch
@@ -64,6 +64,11 @@ class FitSettings:
     weight_decay: float = WEIGHT_DECAY
     warm_up: float = 0.05
     seed: int = 0
+
+    @classmethod
+    def of(cls, epochs: int, batch_tiles: int, learning_rate: float | None, seed: int) -> Self:
+        """Settings with the rate of the masked autoencoder's recipe where none is given."""
+        return cls(epochs, batch_tiles, learning_rate or mae_learning_rate(batch_tiles), seed=seed)
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.batch_tiles < 1:

@@ -23,7 +23,7 @@ from engine.raster.band_presence import student_bands
 from engine.raster.scene import Scene
 from engine.training.distillation_loss import DistillationLoss, LossSettings
 from engine.training.held_out import HeldOutCheck, check_held_out, random_mask
-from engine.training.masked_fit import FitHistory, FitSettings, fit, mae_learning_rate
+from engine.training.masked_fit import FitHistory, FitSettings, fit
 from engine.training.masking import MaskingSettings
 from engine.training.reconstruction import ReconstructionResult
 from engine.training.run_checkpoint import RunCheckpoint, RunState
@@ -73,10 +73,8 @@ class PretrainingSettings:
     def fit(self) -> FitSettings:
         """The part for the training loop."""
         batch_tiles = self.batch_tiles or self.preset.batch_tiles
-        rate = self.learning_rate or PRESET_RATES.get(
-            self.preset.name, mae_learning_rate(batch_tiles)
-        )
-        return FitSettings(self.epochs, batch_tiles, rate, seed=self.seed)
+        rate = self.learning_rate or PRESET_RATES.get(self.preset.name)
+        return FitSettings.of(self.epochs, batch_tiles, rate, self.seed)
 
 
 @dataclass(frozen=True, eq=False)
