@@ -57,13 +57,8 @@ class SpectralPath(nn.Module):
     @torch.no_grad()
     def views(self, spectra: Tensor) -> Tensor:
         """Both standardised views of (N, C) spectra, side by side: (N, 2 C)."""
-        c = spectra.shape[1]
-        both = spectra.new_empty(len(spectra), 2 * c)
-        unit = unit_length(spectra, dim=1)
-        # (x - mean) / std in one pass each, written where it belongs.
-        torch.addcmul(-self.band_mean / self.band_std, spectra, 1 / self.band_std, out=both[:, :c])
-        torch.addcmul(-self.unit_mean / self.unit_std, unit, 1 / self.unit_std, out=both[:, c:])
-        return both
+        band, unit = (self.band_mean, self.band_std), (self.unit_mean, self.unit_std)
+        return standardised_views(spectra, band, unit)
 
     def forward(self, reflectance: Tensor) -> Tensor:
         """(B, C, H, W) reflectance to (B, K, H, W) logits, equal to ``views`` times the weights.
@@ -160,3 +155,28 @@ def unit_length(spectra: Tensor, dim: int) -> Tensor:
     """Divide spectra by their length; those too dark to have a direction stay short."""
     length: Tensor = torch.linalg.vector_norm(spectra, dim=dim, keepdim=True)
     return spectra / length.clamp_min(BRIGHTNESS_MIN)
+
+
+def standardised_views(
+    spectra: Tensor, band: tuple[Tensor, Tensor], unit: tuple[Tensor, Tensor]
+) -> Tensor:
+    """Spectra as they are and at unit length, both standardised, side by side.
+
+    Args:
+        spectra: (N, C) reflectance.
+        band: (C,) mean and spread of the spectra as they are.
+        unit: (C,) mean and spread of the spectra at unit length.
+
+    Returns:
+        (N, 2 C).
+    """
+    c = spectra.shape[1]
+    both = spectra.new_empty(len(spectra), 2 * c)
+    at_unit_length = unit_length(spectra, dim=1)
+    # (x - mean) / std in one pass each, written where it belongs.
+    for values, (mean, std), part in (
+        (spectra, band, both[:, :c]),
+        (at_unit_length, unit, both[:, c:]),
+    ):
+        torch.addcmul(-mean / std, values, 1 / std, out=part)
+    return both
