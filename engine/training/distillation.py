@@ -31,7 +31,7 @@ from engine.raster.alignment import Alignment, BandAlignment, Response, align_ba
 from engine.raster.band_presence import ENMAP_DROP_RANGES_NM, student_bands
 from engine.raster.scene import Scene
 from engine.training.distillation_loss import DistillationLoss, LossSettings
-from engine.training.held_out import HeldOutCheck, check_held_out
+from engine.training.held_out import HeldOutCheck, ScaledTiles, check_held_out
 from engine.training.masked_fit import FitHistory, FitSettings, fit
 from engine.training.masking import MaskingSettings, TokenMask, draw_mask, token_scores
 from engine.training.reconstruction import ReconstructionResult
@@ -240,6 +240,10 @@ class DistillationTask:
     def statistics(self) -> tuple[Tensor, Tensor]:
         """(C,) mean and (C,) spread of the normalisation."""
         return self.student.encoder.band_mean, self.student.encoder.band_std
+
+    def scaled(self, batch: TileBatch) -> ScaledTiles:
+        """What the network sees of tiles that are on its device."""
+        return ScaledTiles.standardised(batch, *self.statistics)
 
     def predict(self, x: Tensor, ids_keep: Tensor) -> StudentOutput:
         """Predict the tokens that are not kept."""

@@ -23,6 +23,30 @@ MAX_PICTURES = 4
 MASK_SEED = 0  # the same tiles are always shown in the same part, whatever was trained how
 
 
+@dataclass(frozen=True, eq=False)
+class ScaledTiles:
+    """Tiles as a model sees them, and the way back: reflectance = x * spread + offset.
+
+    Args:
+        x: (B, C, P, P) float32, 0 where not valid and where a band is not present.
+        offset: reflectance, in a shape that broadcasts to that of ``x``.
+        spread: likewise.
+    """
+
+    x: Tensor
+    offset: Tensor
+    spread: Tensor
+
+    @classmethod
+    def standardised(cls, batch: TileBatch, mean: Tensor, std: Tensor) -> ScaledTiles:
+        """By (C,) mean and (C,) spread, the same for all tiles."""
+        return cls(batch.standardised(mean, std), mean[:, None, None], std[:, None, None])
+
+    def reflectance(self, image: Tensor) -> Tensor:
+        """(B, C, P, P) float32 reflectance of an image in the model's units."""
+        return image.float() * self.spread + self.offset
+
+
 class Reconstructor(Protocol):
     """A trained masked autoencoder of any kind."""
 
@@ -30,9 +54,8 @@ class Reconstructor(Protocol):
     def patch_px(self) -> int:
         """Side of a token."""
 
-    @property
-    def statistics(self) -> tuple[Tensor, Tensor]:
-        """(C,) mean and (C,) spread of the normalisation."""
+    def scaled(self, batch: TileBatch) -> ScaledTiles:
+        """What the model sees of tiles that are on its device."""
 
     def predict(self, x: Tensor, ids_keep: Tensor) -> StudentOutput:
         """Predict the tokens that are not kept."""
@@ -115,12 +138,10 @@ def check_held_out(
         feedback.raise_if_cancelled()
         here = batch.to(device)
         mask = random_mask(here, model.patch_px, mask_ratio, generator)
-        x = here.standardised(*model.statistics)
-        composite = compose(x, model.predict(x, mask.ids_keep))
+        seen = model.scaled(here)
+        composite = seen.reflectance(compose(seen.x, model.predict(seen.x, mask.ids_keep)))
         if held_out:
-            scores.update(
-                composite, x, here.valid, here.band_present, mask.masked, *model.statistics
-            )
+            _count(scores, composite, seen, here, mask)
         pictures += [
             _picture(tiles, anchor, model, batch, index, composite, mask)
             for index, anchor in enumerate(anchors[start : start + batch_tiles])
@@ -138,6 +159,26 @@ def random_mask(
     return draw_mask(scores, token_valid, MaskingSettings(mask_ratio, guided_share=0.0), generator)
 
 
+def _count(
+    scores: ReconstructionScores,
+    composite: Tensor,
+    seen: ScaledTiles,
+    batch: TileBatch,
+    mask: TokenMask,
+) -> None:
+    """Add a batch to the scores; both images are in reflectance already."""
+    mean = composite.new_zeros(composite.shape[1])
+    scores.update(
+        composite,
+        seen.reflectance(seen.x),
+        batch.valid,
+        batch.band_present,
+        mask.masked,
+        mean,
+        torch.ones_like(mean),
+    )
+
+
 def _spread(anchors: Sequence[Anchor]) -> tuple[Anchor, ...]:
     """A few of the tiles, far from one another in the list."""
     chosen = np.linspace(0, len(anchors) - 1, min(len(anchors), MAX_PICTURES)).astype(int)
@@ -153,11 +194,13 @@ def _picture(
     composite: Tensor,
     mask: TokenMask,
 ) -> TilePicture:
-    """Keep one tile of a batch; ``batch`` is on the CPU, the rest on the device."""
-    mean, std = (value[:, None, None] for value in model.statistics)
+    """Keep one tile of a batch; ``batch`` is on the CPU, the rest on the device.
+
+    ``composite`` is in reflectance.
+    """
     valid = batch.valid[index]
     known = valid & batch.band_present[index][:, None, None]
-    reconstructed = (composite[index] * std + mean).cpu() * known
+    reconstructed = composite[index].cpu() * known
     hidden = pixels_of(mask.masked[index : index + 1], valid.shape)[0].cpu()
     return TilePicture(
         tiles.scenes[anchor.scene_index].name,

@@ -143,8 +143,15 @@ def optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """The weights and buffers of a model under the checkpoint's names."""
-    return {f"model.{name}": value for name, value in model.state_dict().items()}
+    """The weights and buffers of a model under the checkpoint's names.
+
+    Weights that are not trained are left out: they come from the seed, or from a file of their own
+    that may be a hundred times as large as what is learnt beside them.
+    """
+    fixed = _fixed_names(model)
+    return {
+        f"model.{name}": value for name, value in model.state_dict().items() if name not in fixed
+    }
 
 
 def restore(state: RunState, model: nn.Module, optimiser: torch.optim.Optimizer) -> None:
@@ -163,17 +170,25 @@ def restore(state: RunState, model: nn.Module, optimiser: torch.optim.Optimizer)
 
 
 def restore_model(state: RunState, model: nn.Module) -> None:
-    """Bring a model to a state.
+    """Bring a model to a state; weights that are not trained stay as they are.
 
     Raises:
         TrainingError: the state is of another model.
     """
+    own = model.state_dict()
+    fixed = {name: own[name] for name in _fixed_names(model)}
     try:
-        model.load_state_dict(_below("model.", state.tensors))
+        model.load_state_dict({**fixed, **_below("model.", state.tensors)})
     except RuntimeError as error:
         raise TrainingError(
             f"The checkpoint is of another model: {error}", "Start without resuming."
         ) from error
+
+
+def _fixed_names(model: nn.Module) -> frozenset[str]:
+    """The parameters that are not trained."""
+    named = model.named_parameters(remove_duplicate=False)
+    return frozenset(name for name, parameter in named if not parameter.requires_grad)
 
 
 def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -130,6 +130,7 @@ class SceneTiles:
         validation: float,
         seed: int,
         feedback: Feedback,
+        scored: int | None = None,
     ) -> SceneTiles:
         """Look through scenes once, and prepare to read their tiles.
 
@@ -145,6 +146,7 @@ class SceneTiles:
             validation: share of the ground to hold out, 0 to below 1.
             seed: of everything that is drawn.
             feedback: told what is missing.
+            scored: how many scenes, from the first on, hold ground out; None: all.
 
         Raises:
             SceneError: a scene cannot be read or is smaller than a tile, or no tile has enough
@@ -156,7 +158,7 @@ class SceneTiles:
         for note in dict.fromkeys(note for item in found for note in item.notes):
             feedback.warning(note)
         stored = StoredScenes(scenes, found)
-        plan = plan_tiles(scenes, shape.tile_px, validation, seed)
+        plan = plan_tiles(scenes, shape.tile_px, validation, seed, scored=scored)
         plan, mean, std = survey(stored, plan, shape, len(bands), feedback)
         if validation > 0 and not plan.held_out:
             feedback.warning(

@@ -22,7 +22,7 @@ from engine.models.prithvi import PrithviConfig, PrithviMAE
 from engine.raster.band_presence import student_bands
 from engine.raster.scene import Scene
 from engine.training.distillation_loss import DistillationLoss, LossSettings
-from engine.training.held_out import HeldOutCheck, check_held_out, random_mask
+from engine.training.held_out import HeldOutCheck, ScaledTiles, check_held_out, random_mask
 from engine.training.masked_fit import FitHistory, FitSettings, fit
 from engine.training.masking import MaskingSettings
 from engine.training.reconstruction import ReconstructionResult
@@ -183,6 +183,10 @@ class PretrainingTask:
 
     def attach(self, fabric: Fabric) -> None:
         """Nothing but the model has to be brought to the device."""
+
+    def scaled(self, batch: TileBatch) -> ScaledTiles:
+        """What the network sees of tiles that are on its device."""
+        return ScaledTiles.standardised(batch, *self.statistics)
 
     def predict(self, x: Tensor, ids_keep: Tensor) -> StudentOutput:
         """Predict the tokens that are not kept."""

@@ -83,7 +83,14 @@ class TilePlan:
         )
 
 
-def plan_tiles(scenes: Sequence[Scene], tile_px: int, validation: float, seed: int) -> TilePlan:
+def plan_tiles(
+    scenes: Sequence[Scene],
+    tile_px: int,
+    validation: float,
+    seed: int,
+    *,
+    scored: int | None = None,
+) -> TilePlan:
     """Cut scenes into tiles and deal them.
 
     Args:
@@ -92,6 +99,8 @@ def plan_tiles(scenes: Sequence[Scene], tile_px: int, validation: float, seed: i
         validation: share of the blocks to hold out, 0 to below 1; at least one block unless 0,
             and never all blocks of a scene.
         seed: of the deal.
+        scored: how many scenes, from the first on, hold ground out for the scores; None: all.
+            The others are trained on wherever they do not show that ground.
 
     Raises:
         SceneError: a scene is smaller than a tile.
@@ -101,7 +110,8 @@ def plan_tiles(scenes: Sequence[Scene], tile_px: int, validation: float, seed: i
     blocks = [
         anchor for index, scene in enumerate(scenes) for anchor in _blocks(index, scene, tile_px)
     ]
-    held = set(_deal(scenes, blocks, tile_px, validation, seed))
+    dealt = [anchor for anchor in blocks if scored is None or anchor.scene_index < scored]
+    held = set(_deal(scenes, dealt, tile_px, validation, seed))
     keep_out = tuple(_keep_out(scenes, index, held, tile_px) for index in range(len(scenes)))
     edges = [
         anchor for index, scene in enumerate(scenes) for anchor in _edges(index, scene, tile_px)

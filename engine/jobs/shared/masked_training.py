@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, Protocol, TypeVar
@@ -19,7 +19,7 @@ from engine.feedback import Feedback
 from engine.jobs.check_engine import available_memory_bytes
 from engine.jobs.request import DeviceRequest
 from engine.jobs.shared.training import as_list
-from engine.models.mae import StudentPreset, estimate_bytes
+from engine.models.mae import Precision, StudentPreset, estimate_bytes
 from engine.packages.package import check_place
 from engine.raster.scene import Scene, open_scene
 from engine.raster.writer import check_outputs
@@ -37,7 +37,7 @@ FabricPrecision = Literal["32-true", "bf16-mixed"]
 # What has no influence on the weights, or not to the last bit, and may change for a resume.
 _FREE_SETTINGS = (
     "output", "report", "resume", "device", "require_gpu", "precision", "title", "description",
-    "licence", "attribution", "input", "teacher", "bands", "responses",
+    "licence", "attribution", "input", "teacher", "backbone", "targets", "bands", "responses",
 )  # fmt: skip
 
 
@@ -180,23 +180,50 @@ def require_memory(
     Raises:
         CapacityError: with what is needed, what there is, and the largest preset that fits.
     """
+    precision: Precision = "bfloat16" if devices.precision == "bf16-mixed" else "float32"
+
+    def needed(name: str, tiles: int) -> int:
+        return estimate_bytes(presets[name], in_channels, tiles, precision) + extra_bytes
+
+    batches = {name: batch_size or one.batch_tiles for name, one in presets.items()}
+    require_bytes(batches, preset.name, in_channels, devices, needed)
+
+
+def require_bytes(
+    batches: Mapping[str, int],
+    preset: str,
+    in_channels: int,
+    devices: Devices,
+    needed: Callable[[str, int], int],
+) -> None:
+    """Refuse a preset that the memory will not hold, however its need is estimated.
+
+    Args:
+        batches: tiles a step, over all devices, by the names of all presets, the largest first.
+        preset: the one that was chosen.
+        in_channels: C, bands.
+        devices: to run on.
+        needed: the bytes that a preset needs for a number of tiles on one device.
+
+    Raises:
+        CapacityError: with what is needed, what there is, and the largest preset that fits.
+    """
     free_bytes = _free_bytes(devices.choice.device)
-    precision = "bfloat16" if devices.precision == "bf16-mixed" else "float32"
+    batch_tiles = batches[preset]
 
-    def needed(one: StudentPreset, tiles: int | None) -> int:
-        share = -(-(tiles or one.batch_tiles) // devices.count)
-        return estimate_bytes(one, in_channels, share, precision) + extra_bytes  # type: ignore[arg-type]
+    def fits(name: str, tiles: int) -> bool:
+        return free_bytes is None or needed(name, -(-tiles // devices.count)) <= free_bytes
 
-    if free_bytes is None or needed(preset, batch_size) <= free_bytes:
+    if free_bytes is None or fits(preset, batch_tiles):
         return
-    batch_tiles = batch_size or preset.batch_tiles
-    fitting = [one.name for one in presets.values() if needed(one, batch_size) <= free_bytes]
-    fewer = [tiles for tiles in _halves(batch_tiles) if needed(preset, tiles) <= free_bytes]
+    fitting = [name for name, tiles in batches.items() if fits(name, tiles)]
+    fewer = [tiles for tiles in _halves(batch_tiles) if fits(preset, tiles)]
     ways = [f"the preset {fitting[0]}"] if fitting else []
     ways += [f"a batch_size of {fewer[0]}"] if fewer else []
     where = "the GPU" if devices.choice.device.type == "cuda" else "this computer"
+    wanted_bytes = needed(preset, -(-batch_tiles // devices.count))
     raise CapacityError(
-        f"The preset {preset.name} needs about {needed(preset, batch_tiles) / GIB:.1f} GiB of "
+        f"The preset {preset} needs about {wanted_bytes / GIB:.1f} GiB of "
         f"memory for {batch_tiles} tiles of {in_channels} bands a step; {where} has "
         f"{free_bytes / GIB:.1f} GiB free.",
         f"Choose {' or '.join(ways)}: that fits." if ways else "Close other programs.",

@@ -70,6 +70,20 @@ def test_a_state_of_another_model_is_refused(checkpoint):
         restore(checkpoint.load(), other, torch.optim.AdamW(other.parameters()))
 
 
+def test_weights_that_are_not_trained_are_left_out_and_stay_as_they_are(checkpoint):
+    model, optimiser = trained()
+    model.bias.requires_grad_(False)
+    checkpoint.save(state_of(model, optimiser))
+    found = checkpoint.load()
+    assert "model.weight" in found.tensors
+    assert "model.bias" not in found.tensors
+    other, other_optimiser = trained(seed=1, steps=0)
+    other.bias.requires_grad_(False).fill_(7.0)
+    restore(found, other, other_optimiser)
+    assert torch.equal(other.weight, model.weight)
+    assert other.bias.tolist() == [7.0, 7.0]
+
+
 @pytest.mark.parametrize("kept_bytes", [0, 4, 100])
 def test_a_damaged_file_is_refused(checkpoint, kept_bytes):
     checkpoint.save(state_of(*trained()))

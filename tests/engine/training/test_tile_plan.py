@@ -85,6 +85,17 @@ def test_every_scene_holds_out_its_share(scene):
     assert by_scene == [5, 5]
 
 
+def test_only_the_scored_scenes_hold_out_and_their_ground_stays_out_of_all(scene):
+    shifted = TRANSFORM @ Affine.translation(3, 2)
+    far = TRANSFORM @ Affine.translation(1000, 0)
+    scenes = [scene(), scene("b.tif", transform=shifted), scene("c.tif", transform=far)]
+    plan = plan_tiles(scenes, P, validation=0.25, seed=0, scored=1)
+    assert {anchor.scene_index for anchor in plan.held_out} == {0}
+    assert [len(boxes) > 0 for boxes in plan.keep_out] == [True, True, False]
+    of_third = [plan.window(anchor) for anchor in plan.training if anchor.scene_index == 2]
+    assert ground(plan, 2, of_third, (32, 27)).all()
+
+
 def test_a_scene_without_crs_shares_no_ground_with_one_that_has_one(scene):
     plan = plan_tiles([scene(), scene("b.tif", crs=None, transform=None)], P, 0.25, seed=0)
     by_scene = [sum(a.scene_index == index for a in plan.held_out) for index in (0, 1)]
