@@ -14,8 +14,10 @@ from typing import Callable
 from osgeo import gdal
 from qgis.core import (
     QgsBasicNumericFormat,
+    QgsCategorizedSymbolRenderer,
     QgsColorRampLegendNodeSettings,
     QgsColorRampShader,
+    QgsFillSymbol,
     QgsGradientColorRamp,
     QgsGradientStop,
     QgsLayerTree,
@@ -28,13 +30,20 @@ from qgis.core import (
     QgsProject,
     QgsRasterLayer,
     QgsRasterShader,
+    QgsRendererCategory,
     QgsSingleBandPseudoColorRenderer,
+    QgsVectorLayer,
 )
 from qgis.PyQt.QtGui import QColor
 
 CLASSES = "classes"
 SHARE = "share"
 VALUES = "values"
+CLASS_POLYGONS = "class polygons"
+
+CLASS_FIELD = "class_value"  # of polygons, as the engine writes them
+OUTLINE_PERCENT = 140  # of the fill's darkness
+OUTLINE_MM = "0.1"
 
 SAMPLE_PX = 250_000  # of a raster whose range is looked for, as QGIS itself takes
 LEGEND_DIGITS = 4  # of a range: it shows 100 steps and more
@@ -51,15 +60,18 @@ class ResultLook:
     """How one output becomes a layer.
 
     Args:
-        kind: `CLASSES` for a class map, `SHARE` for values from 0 to 1, `VALUES` for a quantity.
+        kind: `CLASSES` for a class map, `SHARE` for values from 0 to 1, `VALUES` for a quantity,
+            `CLASS_POLYGONS` for the polygons of a class map.
         title: what the layer shows; the scene's name is added. A quantity has its own name, which
             stands in the file.
         rank: 0 lies on top.
+        legend: output that is the class map of polygons, and has their names and colours.
     """
 
     kind: str
     title: str
     rank: int = 0
+    legend: str = ""
 
 
 class LayerFinisher(QgsProcessingLayerPostProcessorInterface):
@@ -68,29 +80,42 @@ class LayerFinisher(QgsProcessingLayerPostProcessorInterface):
     Args:
         look: how the layer is to look.
         group_name: of the layer tree.
+        legend_path: of the class map that polygons were made of.
     """
 
-    def __init__(self, look: ResultLook, group_name: str) -> None:
+    def __init__(self, look: ResultLook, group_name: str, legend_path: str = "") -> None:
         super().__init__()
         self._look = look
         self._group_name = group_name
+        self._legend_path = legend_path
         _alive.append(self)
 
     def postProcessLayer(
         self, layer: QgsMapLayer, context: QgsProcessingContext, feedback: QgsProcessingFeedback
     ) -> None:
         """Style the layer; called by QGIS in the main thread."""
-        if isinstance(layer, QgsRasterLayer) and layer.isValid():
-            _STYLES[self._look.kind](layer)
+        if layer.isValid():
+            self._style(layer)
             layer.triggerRepaint()
         if not _tells_group_by_itself():
             move_to_group(layer, self._group_name, self._look.rank)
         if self in _alive:
             _alive.remove(self)
 
+    def _style(self, layer: QgsMapLayer) -> None:
+        if isinstance(layer, QgsRasterLayer):
+            _STYLES[self._look.kind](layer)
+        elif isinstance(layer, QgsVectorLayer) and self._look.kind == CLASS_POLYGONS:
+            style_class_polygons(layer, self._legend_path)
+
 
 def finish_when_loaded(
-    context: QgsProcessingContext, path: str, look: ResultLook, default_name: str, scene_name: str
+    context: QgsProcessingContext,
+    path: str,
+    look: ResultLook,
+    default_name: str,
+    scene_name: str,
+    legend_path: str = "",
 ) -> None:
     """Arrange that an output which QGIS will load arrives named, styled and in a group.
 
@@ -100,6 +125,7 @@ def finish_when_loaded(
         look: how it is to look.
         default_name: QGIS's name for it; another one was chosen by the user and stays.
         scene_name: of the input layer.
+        legend_path: of the class map that polygons were made of.
     """
     if not path or not context.willLoadLayerOnCompletion(path):
         return
@@ -112,7 +138,7 @@ def finish_when_loaded(
         details.groupName = group_name
         if hasattr(details, "layerSortKey"):
             details.layerSortKey = look.rank
-    details.setPostProcessor(LayerFinisher(look, group_name))
+    details.setPostProcessor(LayerFinisher(look, group_name, legend_path))
     context.addLayerToLoadOnCompletion(path, details)
 
 
@@ -138,6 +164,42 @@ def style_classes(layer: QgsRasterLayer) -> None:
     ]
     if named and len(named) < len(entries):
         layer.setRenderer(QgsPalettedRasterRenderer(layer.dataProvider(), 1, named))
+
+
+def style_class_polygons(layer: QgsVectorLayer, map_path: str) -> None:
+    """Give polygons the names and colours of the class map that they were made of.
+
+    A style of their own, which QGIS reads from the GeoPackage, stays.
+
+    Args:
+        layer: of polygons with the field `CLASS_FIELD`.
+        map_path: of the class map.
+    """
+    if isinstance(layer.renderer(), QgsCategorizedSymbolRenderer):
+        return
+    class_map = QgsRasterLayer(map_path, "classes")
+    if not class_map.isValid():
+        return
+    style_classes(class_map)
+    renderer = class_map.renderer()
+    if not isinstance(renderer, QgsPalettedRasterRenderer):
+        return
+    categories = [
+        QgsRendererCategory(int(entry.value), polygon_symbol(entry.color), entry.label)
+        for entry in renderer.classes()
+    ]
+    layer.setRenderer(QgsCategorizedSymbolRenderer(CLASS_FIELD, categories))
+
+
+def polygon_symbol(color: QColor) -> QgsFillSymbol:
+    """Fill a polygon, with a thin outline that is a little darker."""
+    return QgsFillSymbol.createSimple(
+        {
+            "color": color.name(),
+            "outline_color": color.darker(OUTLINE_PERCENT).name(),
+            "outline_width": OUTLINE_MM,
+        }
+    )
 
 
 def style_share(layer: QgsRasterLayer) -> None:

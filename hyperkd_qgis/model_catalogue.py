@@ -67,16 +67,19 @@ class ModelUse:
 
 CHECKPOINT_SUFFIXES = (".pt", ".pth", ".bin", ".safetensors")
 
+_FOUNDATIONS = ("galileo", "prithvi-mae")
+
 USES: dict[str, ModelUse] = {
     "any": ModelUse("model"),
+    "segmenter": ModelUse("segmentation model", architectures=("spectralx-segmenter",)),
+    "adapted": ModelUse("adapted backbone", architectures=("spectralx-adapted",)),
+    "foundation": ModelUse("backbone to adapt", architectures=_FOUNDATIONS, takes_checkpoints=True),
     "classifier": ModelUse("classifier", tasks=("semantic-segmentation",)),
     "regression": ModelUse("model of a quantity", tasks=("regression",)),
     "backbone": ModelUse(
         "backbone", architectures=("hyperkd-backbone", "hyperkd-classifier", "hyperkd-regressor")
     ),
-    "teacher": ModelUse(
-        "teacher", architectures=("galileo", "prithvi-mae"), takes_checkpoints=True
-    ),
+    "teacher": ModelUse("teacher", architectures=_FOUNDATIONS, takes_checkpoints=True),
 }
 """By the word that a parameter carries to its widget."""
 

@@ -64,3 +64,11 @@ class HyperKDProvider(QgsProcessingProvider):
     def supportedOutputRasterLayerExtensions(self) -> list[str]:
         """List what the engine writes: Cloud Optimized GeoTIFF."""
         return ["tif", "tiff"]
+
+    def defaultVectorFileExtension(self, hasGeometry: bool = True) -> str:
+        """Name what the engine writes."""
+        return "gpkg"
+
+    def supportedOutputVectorLayerExtensions(self) -> list[str]:
+        """List what the engine writes: GeoPackage."""
+        return ["gpkg"]

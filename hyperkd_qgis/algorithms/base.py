@@ -235,8 +235,10 @@ class EngineAlgorithm(QgsProcessingAlgorithm):
         """Arrange how the outputs arrive in the project."""
         for name, look in self.looks.items():
             definition = self.parameterDefinition(name)
-            path = self._results.get(name) or ""
-            finish_when_loaded(context, path, look, definition.description(), self._scene_name)
+            path, legend_path = (self._results.get(key) or "" for key in (name, look.legend))
+            finish_when_loaded(
+                context, path, look, definition.description(), self._scene_name, legend_path
+            )
         return {}
 
     def tr(self, text: str) -> str:

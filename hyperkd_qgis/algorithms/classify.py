@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import ClassVar
 
-from qgis.core import QgsProcessingParameterDefinition, QgsProcessingParameterRasterDestination
-
 from ..layers import CLASSES, SHARE, ResultLook
-from .prediction import ScenePrediction
+from .prediction import ClassPrediction
 
 
-class Classify(ScenePrediction):
+class Classify(ClassPrediction):
     """Maps land cover with a trained model."""
 
     command = "classify"
@@ -29,13 +26,6 @@ class Classify(ScenePrediction):
     looks: ClassVar[dict[str, ResultLook]] = {
         "OUTPUT": ResultLook(CLASSES, "Land cover", 0),
         "CONFIDENCE": ResultLook(SHARE, "Confidence", 1),
-        "PROBABILITIES": ResultLook(SHARE, "Probabilities", 2),
+        "SUPPORT": ResultLook(SHARE, "Support", 2),
+        "PROBABILITIES": ResultLook(SHARE, "Probabilities", 3),
     }
-
-    def define_maps(self) -> Iterable[QgsProcessingParameterDefinition]:
-        """List the class map, and what the model thinks of it."""
-        yield QgsProcessingParameterRasterDestination("OUTPUT", self.tr("Land cover"))
-        for name, title in (("CONFIDENCE", "Confidence"), ("PROBABILITIES", "Probabilities")):
-            yield QgsProcessingParameterRasterDestination(
-                name, self.tr(title), optional=True, createByDefault=False
-            )

@@ -16,6 +16,7 @@ from qgis.core import (
     QgsProcessingParameterMultipleLayers,
     QgsProcessingParameterNumber,
     QgsProcessingParameterString,
+    QgsProcessingParameterVectorDestination,
 )
 
 from ..settings import DEVICES
@@ -24,6 +25,7 @@ PRECISIONS = ("auto", "float32", "bfloat16")
 
 MAX_SEED = 2**31 - 1
 MAX_EPOCHS = 10_000
+YES_OR_NO = ("yes", "no")
 # digits that a number's box shows and takes; learning rates are small
 DECIMALS = 4
 SMALL_DECIMALS = 9
@@ -142,6 +144,24 @@ def text(name: str, title: str, default: str | None = None) -> QgsProcessingPara
 def switch(name: str, title: str) -> QgsProcessingParameterDefinition:
     """Ask yes or no; no is the default."""
     return QgsProcessingParameterBoolean(name, title, defaultValue=False)
+
+
+def yes_or_no(name: str, title: str) -> QgsProcessingParameterDefinition:
+    """Ask yes or no, where no answer leaves it to the preset; goes over as true or false."""
+    return QgsProcessingParameterEnum(
+        name, title, options=list(YES_OR_NO), usesStaticStrings=True, optional=True
+    )
+
+
+def polygons(name: str, title: str) -> QgsProcessingParameterDefinition:
+    """Ask for the place of a layer of polygons, which is not made unless asked for."""
+    return QgsProcessingParameterVectorDestination(
+        name,
+        title,
+        type=QgsProcessing.TypeVectorPolygon,
+        optional=True,
+        createByDefault=False,
+    )
 
 
 def table(name: str, title: str) -> QgsProcessingParameterDefinition:

@@ -10,6 +10,7 @@ from qgis.core import (
     QgsProcessingParameterDefinition,
     QgsProcessingParameterExtent,
     QgsProcessingParameterFeatureSource,
+    QgsProcessingParameterRasterDestination,
     QgsProcessingParameterRasterLayer,
 )
 
@@ -20,6 +21,12 @@ from .values import ValueReader
 MIN_TILE_PX = 16
 MAX_TILE_PX = 4096
 
+SHARES = {
+    "CONFIDENCE": "Confidence",
+    "PROBABILITIES": "Probabilities",
+    "SUPPORT": "Support: how familiar the spectrum is",
+}
+
 
 class ScenePrediction(EngineAlgorithm):
     """Maps a scene with a trained model."""
@@ -29,6 +36,10 @@ class ScenePrediction(EngineAlgorithm):
 
     def define_maps(self) -> Iterable[QgsProcessingParameterDefinition]:
         """List the rasters that are made."""
+        return ()
+
+    def define_more(self) -> Iterable[QgsProcessingParameterDefinition]:
+        """List the advanced parameters that only this map has."""
         return ()
 
     def define(self) -> Iterable[QgsProcessingParameterDefinition]:
@@ -55,8 +66,21 @@ class ScenePrediction(EngineAlgorithm):
             "TILE_SIZE", self.tr("Tile size (pixels)"), None, MIN_TILE_PX, MAX_TILE_PX
         )
         yield make.precision("PRECISION", self.tr("Precision"))
+        yield from self.define_more()
 
     def find_problem(self, values: ValueReader) -> str:
         """Check which model it is and where the extent lies."""
         problem = self.session.model_problem(values.text("MODEL"), self.use)
         return problem or values.extent_problem("EXTENT")
+
+
+class ClassPrediction(ScenePrediction):
+    """Maps classes, and on request how sure the model is of them and what it knows."""
+
+    def define_maps(self) -> Iterable[QgsProcessingParameterDefinition]:
+        """List the class map, what the model thinks of it, and how familiar the ground is."""
+        yield QgsProcessingParameterRasterDestination("OUTPUT", self.tr("Land cover"))
+        for name, title in SHARES.items():
+            yield QgsProcessingParameterRasterDestination(
+                name, self.tr(title), optional=True, createByDefault=False
+            )

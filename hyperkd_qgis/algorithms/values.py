@@ -23,6 +23,7 @@ from qgis.core import (
 
 from ..class_legend import graduated_field, legend_classes, legend_field
 from ..sources import Exports, SourceError, whole_file
+from .parameters import YES_OR_NO
 
 
 class ValueReader:
@@ -231,10 +232,11 @@ class ValueReader:
             self._parameters, definition.name(), self._context
         )
 
-    def _read_choice(self, definition: QgsProcessingParameterDefinition) -> str:
-        return self._algorithm.parameterAsEnumString(
+    def _read_choice(self, definition: QgsProcessingParameterDefinition) -> str | bool:
+        word = self._algorithm.parameterAsEnumString(
             self._parameters, definition.name(), self._context
         )
+        return word == YES_OR_NO[0] if tuple(definition.options()) == YES_OR_NO else word
 
     def _read_text(self, definition: QgsProcessingParameterDefinition) -> str:
         return self.text(definition.name())
@@ -284,6 +286,7 @@ _READERS: dict[str, Callable[[ValueReader, Any], Any]] = {
     "file": ValueReader._read_text,
     "field": ValueReader._read_field,
     "rasterDestination": ValueReader._read_output_layer,
+    "vectorDestination": ValueReader._read_output_layer,
     "fileDestination": ValueReader._read_output_file,
 }
 
