@@ -91,15 +91,21 @@ class Block(nn.Module):
         num_heads: of attention.
         mlp_ratio: hidden width of the MLP over D.
         dropout: share of the values of each branch that training sets to 0.
+        norm_eps: what both norms add to a variance.
     """
 
     def __init__(
-        self, embed_dim: int, num_heads: int, mlp_ratio: float = 4.0, dropout: float = 0.0
+        self,
+        embed_dim: int,
+        num_heads: int,
+        mlp_ratio: float = 4.0,
+        dropout: float = 0.0,
+        norm_eps: float = 1e-5,
     ) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(embed_dim)
+        self.norm1 = nn.LayerNorm(embed_dim, eps=norm_eps)
         self.attn = Attention(embed_dim, num_heads)
-        self.norm2 = nn.LayerNorm(embed_dim)
+        self.norm2 = nn.LayerNorm(embed_dim, eps=norm_eps)
         self.mlp = Mlp(embed_dim, int(embed_dim * mlp_ratio))
         self.dropout = nn.Dropout(dropout)
 
