@@ -11,6 +11,10 @@ from .adapt_backbone import DEFAULT_BACKBONE, MAX_BALANCING, PRESETS, SCALINGS
 from .training import ClassTraining
 from .values import ValueReader
 
+MORE_SCORES = {
+    "ECE": "Expected calibration error of the confidence",
+    "TRAINABLE_PARAMETERS": "Trained parameters",
+}
 METHODS = ("spectralx", "full", "frozen", "lora", "slr")
 
 
@@ -49,6 +53,10 @@ class TrainSegmentation(ClassTraining):
         yield make.yes_or_no("REFINE", self.tr("Refine tokens between blocks"))
         yield make.choice("MATCH", self.tr("How tokens find their details"), ("hard", "soft"))
         yield make.yes_or_no("SPECTRAL_PATH", self.tr("Let each pixel's spectrum answer too"))
+
+    def define_outputs(self) -> Iterable[QgsProcessingOutputDefinition]:
+        """List the scores on the held-out blocks, and how much was trained."""
+        return [*super().define_outputs(), *self.number_outputs(MORE_SCORES)]
 
     def find_start_problem(self, values: ValueReader) -> str:
         """Check the backbone and its adapters."""

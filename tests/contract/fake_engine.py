@@ -126,6 +126,7 @@ def classify(job, parameters):
         ("output", 1, gdal.GDT_Byte),
         ("confidence", 1, gdal.GDT_Float32),
         ("probabilities", 2, gdal.GDT_Float32),
+        ("support", 1, gdal.GDT_Float32),
     ):
         if name not in parameters:
             continue
@@ -146,6 +147,45 @@ def classify(job, parameters):
         made[name] = parameters[name]
     say("progress", job=job, fraction=1.0, message="Writing")
     return {**made, "valid_pixels": 408, "seconds": 0.1, "device": "cpu"}
+
+
+def segment(job, parameters):
+    made = classify(job, parameters)
+    if made is not None and "polygons" in parameters:
+        made["polygons"] = write_polygons(parameters["input"], parameters["polygons"])
+    return made
+
+
+def write_polygons(scene_path, path):
+    """Write one polygon of each class, the left and the right half of the scene."""
+    from osgeo import gdal, ogr, osr
+
+    scene = gdal.Open(scene_path)
+    left, width_m, _, top, _, height_m = scene.GetGeoTransform()
+    reference = osr.SpatialReference()
+    reference.ImportFromWkt(scene.GetProjection())
+    source = ogr.GetDriverByName("GPKG").CreateDataSource(path)
+    layer = source.CreateLayer("polygons", reference, ogr.wkbPolygon)
+    for name, kind in (
+        ("class_value", ogr.OFTInteger),
+        ("class_name", ogr.OFTString),
+        ("area_m2", ogr.OFTReal),
+        ("mean_confidence", ogr.OFTReal),
+    ):
+        layer.CreateField(ogr.FieldDefn(name, kind))
+    half_px = scene.RasterXSize // 2
+    bottom = top + height_m * scene.RasterYSize
+    for value, name in ((1, "roof"), (2, "tree")):
+        west, east = (left + width_m * half_px * (value - 1 + side) for side in (0, 1))
+        corners = [(west, top), (east, top), (east, bottom), (west, bottom), (west, top)]
+        ring = ", ".join(f"{x} {y}" for x, y in corners)
+        feature = ogr.Feature(layer.GetLayerDefn())
+        feature["class_value"], feature["class_name"] = value, name
+        feature["area_m2"] = (east - west) * (top - bottom)
+        feature["mean_confidence"] = 0.8
+        feature.SetGeometry(ogr.CreateGeometryFromWkt(f"POLYGON (({ring}))"))
+        layer.CreateFeature(feature)
+    return path
 
 
 def scores(job, parameters):
@@ -169,6 +209,14 @@ def pretraining(job, parameters):
     numbers = {"psnr_db": 30.5, "ssim": 0.9, "spectral_angle_deg": 2.5}
     whole = {f"{name}_whole": value for name, value in numbers.items()}
     return {"output": parameters["output"], **numbers, **whole, "seconds": 0.1, "device": "cpu"}
+
+
+def adapt_backbone(job, parameters):
+    return {**pretraining(job, parameters), "trainable_parameters": 123_456}
+
+
+def train_segmentation(job, parameters):
+    return {**scores(job, parameters), "ece": 0.03, "trainable_parameters": 123_456}
 
 
 def train_regression(job, parameters):
@@ -204,6 +252,7 @@ def check_engine(job, parameters):
 
 
 COMMANDS = {
+    "adapt_backbone": adapt_backbone,
     "assess_accuracy": scores,
     "check_engine": check_engine,
     "classify": classify,
@@ -218,9 +267,11 @@ COMMANDS = {
     "nap": nap,
     "pretrain_teacher": pretraining,
     "refuse": refuse,
+    "segment": segment,
     "sleep_in": sleep_in,
     "train_classifier": scores,
     "train_regression": train_regression,
+    "train_segmentation": train_segmentation,
 }
 
 
