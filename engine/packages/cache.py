@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock
@@ -10,6 +11,7 @@ from threading import Lock
 import torch
 from torch import nn
 
+from engine.models.support import Support
 from engine.packages.files import METADATA_NAME
 from engine.packages.installed import find_package
 from engine.packages.item import WEIGHTS_NAME
@@ -29,10 +31,17 @@ class LoadedModel:
     Args:
         package: its state is the module's own, not a copy.
         module: in eval mode, on the device; never changed by those who use it.
+        support: of its package, on the device; None when it has none.
     """
 
     package: ModelPackage
     module: nn.Module
+    support: Support | None = None
+
+    @property
+    def temperature(self) -> float:
+        """That logits are divided by before they become probabilities; 1 in older packages."""
+        return self.package.parts.temperature
 
 
 class ModelCache:
@@ -75,7 +84,13 @@ class ModelCache:
 def _load(path: Path, device: torch.device) -> LoadedModel:
     package = load_package(str(path))
     module = build_model(package).to(device).requires_grad_(False)
-    return LoadedModel(replace(package, state=dict(module.state_dict())), module)
+    support = package.parts.support
+    return LoadedModel(
+        replace(package, state=dict(module.state_dict())),
+        module,
+        # A copy: the package's own stays on the CPU.
+        None if support is None else deepcopy(support).to(device),
+    )
 
 
 def _signature(path: Path) -> Signature:

@@ -39,7 +39,7 @@ class WeightsFile:
     Args:
         sha256: 64 hexadecimal digits.
         size_bytes: length of the file.
-        parameter_count: numbers in all tensors.
+        parameter_count: numbers in the model's own tensors.
         memory_bytes: what they take when loaded.
     """
 

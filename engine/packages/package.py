@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -22,6 +22,7 @@ from engine.packages.installed import find_package, list_packages
 from engine.packages.item import WEIGHTS_NAME, ModelItem, info_from_item, parse_item
 from engine.packages.item_text import WeightsFile, item_text
 from engine.packages.metadata import ModelInfo
+from engine.packages.parts import ModelParts, is_part, split_parts
 
 __all__ = [
     "ModelPackage",
@@ -41,15 +42,17 @@ class ModelPackage:
 
     Args:
         info: what it says about itself.
-        state: its weights by name, on the CPU.
+        state: its weights by name, on the CPU, without those of ``parts``.
         path: the folder or zip file that it came from.
         sha256: of the weights file, 64 hexadecimal digits; the same for a folder and a zip.
+        parts: what else the weights file holds; that of a package without any changes nothing.
     """
 
     info: ModelInfo
     state: dict[str, torch.Tensor]
     path: Path
     sha256: str
+    parts: ModelParts = field(default_factory=ModelParts)
 
 
 def save_package(path: str, info: ModelInfo, state: Mapping[str, torch.Tensor]) -> Path:
@@ -58,7 +61,7 @@ def save_package(path: str, info: ModelInfo, state: Mapping[str, torch.Tensor]) 
     Args:
         path: ends with ``.zip`` for one file, else a folder of two files.
         info: what the model says about itself.
-        state: its weights by name, on any device.
+        state: its weights by name, on any device; with those of `ModelParts.state`, if any.
 
     Returns:
         the folder or zip file.
@@ -75,7 +78,7 @@ def save_package(path: str, info: ModelInfo, state: Mapping[str, torch.Tensor]) 
     about_weights = WeightsFile(
         sha256=hashlib.sha256(weights).hexdigest(),
         size_bytes=len(weights),
-        parameter_count=sum(tensor.numel() for tensor in tensors.values()),
+        parameter_count=sum(t.numel() for name, t in tensors.items() if not is_part(name)),
         memory_bytes=sum(tensor.nbytes for tensor in tensors.values()),
     )
     metadata = item_text(info, about_weights)
@@ -99,7 +102,8 @@ def load_package(name_or_path: str) -> ModelPackage:
     info = info_from_item(item)
     weights = read_file(path, WEIGHTS_NAME)
     _check_bytes(weights, item, path)
-    return ModelPackage(info, _parse_weights(weights, path), path, item.weights_sha256)
+    state, parts = split_parts(_parse_weights(weights, path), len(info.bands))
+    return ModelPackage(info, state, path, item.weights_sha256, parts)
 
 
 def load_info(name_or_path: str) -> ModelInfo:
