@@ -10,9 +10,9 @@ from engine.errors import (
     SceneError,
 )
 from engine.feedback import SilentFeedback
-from engine.jobs import classify as classify_module
 from engine.jobs.classify import classify
 from engine.packages.metadata import Quantity
+from engine.raster.writer import RasterWriter
 from tests.engine.jobs.brightest import NODATA, Listener, brightest_scene, left_in
 
 
@@ -29,14 +29,14 @@ def test_cancelled_run_leaves_nothing(request_of, tmp_path, cancel_at):
 
 def test_map_that_cannot_be_finished_takes_the_others_with_it(request_of, tmp_path, monkeypatch):
     folder = tmp_path / "out"
-    finish = classify_module.RasterWriter.finish
+    finish = RasterWriter.finish
 
     def finish_all_but_the_map(writer):
         if writer._path.name == "map.tif":
             raise OutputError("The disk is full.")
         finish(writer)
 
-    monkeypatch.setattr(classify_module.RasterWriter, "finish", finish_all_but_the_map)
+    monkeypatch.setattr(RasterWriter, "finish", finish_all_but_the_map)
     with pytest.raises(OutputError, match="The disk is full"):
         classify(request_of(confidence=str(folder / "confidence.tif")), SilentFeedback())
     assert left_in(folder) == []
