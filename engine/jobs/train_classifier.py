@@ -6,13 +6,18 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
 import torch
 from lightning_fabric import Fabric
-from pydantic import BaseModel, ConfigDict, Field
 
 from engine.device import choose_device
 from engine.feedback import Feedback, StepFeedback
+from engine.jobs.shared.class_training import (
+    ClassRequest,
+    choose_classes,
+    score_values,
+    tell_samples,
+    tell_scores,
+)
 from engine.jobs.shared.training import (
     PlacesRequest,
     check_training_outputs,
@@ -29,19 +34,12 @@ from engine.jobs.shared.training import (
 from engine.models.classifier import ClassifierConfig
 from engine.packages.metadata import ModelInfo, Normalisation
 from engine.packages.package import save_package
-from engine.raster.labels import FieldValue, Labels, open_labels
+from engine.raster.labels import open_labels
 from engine.raster.scene import Scene
 from engine.raster.spectra import BandTable
-from engine.raster.style import ClassInfo
 from engine.raster.tiles import Tiling
 from engine.report import render_report
-from engine.training.classes import (
-    LabelClass,
-    categorical_color,
-    check_class_pixels,
-    classes_of_values,
-    present_classes,
-)
+from engine.training.classes import LabelClass, check_class_pixels
 from engine.training.classifier import TrainedClassifier, bfloat16_agreement, train_on_samples
 from engine.training.model_fit import TrainingSettings
 from engine.training.report_values import report_values
@@ -50,17 +48,6 @@ from engine.training.targets import ClassTargets
 from engine.version import engine_version
 
 ARCHITECTURE = "hyperkd-classifier"
-
-
-class ClassRequest(BaseModel):
-    """A class as the layer's categories have it; ``field_value`` is ``value`` when left out."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    value: int = Field(ge=1, le=255)
-    name: str = Field(min_length=1)
-    color: str | None = Field(default=None, pattern="^#[0-9a-fA-F]{6}$")
-    field_value: int | str | float | None = None
 
 
 class Request(PlacesRequest):
@@ -92,7 +79,7 @@ def train_classifier(request: Request, feedback: Feedback) -> dict[str, Any]:
     backbone = load_backbone(request)
     bands = backbone.bands if backbone else good_bands(scenes[0].require_bands())
     labels = open_labels(request.training, request.class_field, scenes[0].crs)
-    classes = _choose_classes(request, labels, feedback)
+    classes = choose_classes(request.classes, labels, request.training, feedback)
     config = ClassifierConfig(len(bands), len(classes))
     if backbone is not None:
         config = backbone.configure(config)
@@ -109,7 +96,7 @@ def train_classifier(request: Request, feedback: Feedback) -> dict[str, Any]:
     )
     for warning in check_class_pixels(samples, classes):
         feedback.warning(warning)
-    _tell_samples(samples, classes, feedback)
+    tell_samples(samples, classes, feedback)
 
     # float32: training small models in bfloat16 gains no time and loses the last epochs' steps.
     fabric = Fabric(accelerator=choice.device.type, devices=1, precision="32-true")
@@ -127,7 +114,7 @@ def train_classifier(request: Request, feedback: Feedback) -> dict[str, Any]:
     feedback.raise_if_cancelled()
     info = _describe(request, scenes, bands, classes, samples, trained)
     output = save_package(request.output, info, trained.model.state_dict())
-    result: dict[str, Any] = {"output": str(output), **_scores(trained)}
+    result: dict[str, Any] = {"output": str(output), **score_values(trained.scores)}
     if request.report is not None:
         feedback.progress(0.98, "Writing the report")
         shown = report_values(
@@ -141,67 +128,10 @@ def train_classifier(request: Request, feedback: Feedback) -> dict[str, Any]:
     return result
 
 
-def _choose_classes(request: Request, labels: Labels, feedback: Feedback) -> tuple[LabelClass, ...]:
-    """The classes of the request that have labels, or all that the labels have."""
-    for note in labels.notes:
-        feedback.warning(note)
-    if request.classes is None:
-        wanted = classes_of_values(labels.values)
-    else:
-        wanted = tuple(
-            LabelClass(
-                ClassInfo(item.value, item.name, item.color or categorical_color(index)),
-                _field_value(item),
-            )
-            for index, item in enumerate(request.classes)
-        )
-    classes, notes = present_classes(wanted, labels.values, request.training)
-    for note in notes:
-        feedback.warning(note)
-    return classes
-
-
-def _field_value(item: ClassRequest) -> FieldValue:
-    """The value of the class field; QGIS gives whole numbers of real fields as floats."""
-    value = item.value if item.field_value is None else item.field_value
-    if isinstance(value, float):
-        return int(value) if value.is_integer() else str(value)
-    return value
-
-
-def _tell_samples(samples: Samples, classes: Sequence[LabelClass], feedback: Feedback) -> None:
-    """Say how many pixels of each class there are."""
-    counts = ", ".join(
-        f"{item.info.name} {count}"
-        for item, count in zip(classes, samples.class_pixels(), strict=True)
-    )
-    feedback.info(
-        f"{len(samples.chip)} labelled pixels in {samples.num_places} blocks; with most "
-        f"of the pixel in one class: {counts}."
-    )
-
-
 def _tell_training(trained: TrainedClassifier, feedback: Feedback) -> None:
     """Say what the encoder adds, and how good the model is where it was not trained."""
     tell_parts(trained.heads.choice, trained.context.choice, feedback)
-    if trained.scores is None:
-        feedback.warning("No pixel was held out, so the accuracy is not known.")
-        return
-    for name, scores in {"This model": trained.scores, **trained.baselines}.items():
-        feedback.info(
-            f"{name}: balanced accuracy {scores.balanced_accuracy:.3f}, overall "
-            f"{scores.overall_accuracy:.3f} on blocks that were held out."
-        )
-
-
-def _scores(trained: TrainedClassifier) -> dict[str, float | None]:
-    """The five numbers of the result; null where there are none."""
-    if trained.scores is None:
-        names = ("overall_accuracy", "balanced_accuracy", "kappa", "f1_macro", "iou_macro")
-        return dict.fromkeys(names)
-    return {
-        name: None if np.isnan(value) else value for name, value in trained.scores.summary().items()
-    }
+    tell_scores(trained.scores, trained.baselines, feedback)
 
 
 def _describe(

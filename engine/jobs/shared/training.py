@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -42,21 +42,17 @@ def as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
-class PlacesRequest(DeviceRequest):
+class LabelledRequest(DeviceRequest):
     """The parameters of every training on labelled places.
 
     ``input`` lists scenes; a scene is a source that GDAL opens, or a list of single-band files.
-    ``backbone`` is a package whose encoder training begins with; ``freeze_backbone`` leaves it as
-    it is. ``validation`` is the share of ground blocks that are held out for the scores;
-    ``block_size`` is the side of a block in pixels of the first scene. ``title`` to
-    ``attribution`` go into the package as they are.
+    ``validation`` is the share of ground blocks that are held out for the scores; ``block_size``
+    is the side of a block in pixels of the first scene. ``title`` to ``attribution`` go into the
+    package as they are.
     """
 
     input: Annotated[list[str | list[str]], BeforeValidator(as_list)] = Field(min_length=1)
     training: str
-    backbone: str | None = None
-    freeze_backbone: bool = False
-    epochs: int = Field(default=100, ge=1, le=10_000)
     validation: float = Field(default=0.25, ge=0.0, le=0.5)
     seed: int = Field(default=0, ge=0, lt=2**31)
     block_size: int = Field(default=10, ge=1, le=1000)
@@ -67,6 +63,18 @@ class PlacesRequest(DeviceRequest):
     description: str | None = None
     licence: str = "other"
     attribution: str = ""
+
+
+class PlacesRequest(LabelledRequest):
+    """The parameters of every training of a model of pixels, see `LabelledRequest`.
+
+    ``backbone`` is a package whose encoder training begins with; ``freeze_backbone`` leaves it as
+    it is.
+    """
+
+    backbone: str | None = None
+    freeze_backbone: bool = False
+    epochs: int = Field(default=100, ge=1, le=10_000)
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,7 +143,7 @@ def _encoder_settings(package: ModelPackage) -> dict[str, Any]:
     return settings | {name: config[name] for name in ("chip_px", "halo_px") if name in config}
 
 
-def open_scenes(request: PlacesRequest, feedback: Feedback) -> list[Scene]:
+def open_scenes(request: LabelledRequest, feedback: Feedback) -> list[Scene]:
     """Open all scenes and pass on what was assumed about them."""
     scenes = [open_scene(source, request.bands) for source in request.input]
     for scene in scenes:
@@ -146,9 +154,17 @@ def open_scenes(request: PlacesRequest, feedback: Feedback) -> list[Scene]:
     return scenes
 
 
-def check_training_outputs(request: PlacesRequest, scenes: Sequence[Scene]) -> None:
-    """Refuse outputs that cannot be written, before work begins."""
-    inputs = [*(file for scene in scenes for file in scene.files), request.training]
+def check_training_outputs(
+    request: LabelledRequest, scenes: Sequence[Scene], others: Iterable[str] = ()
+) -> None:
+    """Refuse outputs that cannot be written, before work begins.
+
+    Args:
+        request: what was asked for.
+        scenes: that must not be overwritten, as little as the labels.
+        others: further files that must not be.
+    """
+    inputs = [*(file for scene in scenes for file in scene.files), request.training, *others]
     output = Path(request.output)
     check_place(output)
     if not output.is_dir():  # else an older package, which the new one replaces
@@ -220,7 +236,7 @@ def shareable(request: JobRequest) -> dict[str, Any]:
     values: dict[str, Any] = json.loads(request.model_dump_json(exclude_none=True))
     for key in (
         "input", "training", "output", "report", "backbone", "bands", "teacher", "responses",
-        "targets",
+        "targets", "adapted",
     ):  # fmt: skip
         if key in values:
             values[key] = name_only(values[key])
