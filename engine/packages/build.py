@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from engine.errors import PackageError
+from engine.models.vit import FoundationIdentity
 from engine.packages.item import DAMAGED_REMEDY, MOST_NAMED, problems_text
 
 if TYPE_CHECKING:
@@ -25,6 +26,18 @@ class Architecture(NamedTuple):
     module: str
     model_class: str
     config_class: str
+    on_foundation: bool = False
+    """Whether the package holds only what was added to a frozen network of somebody else, which
+    its settings name as ``foundation`` and describe as ``vit``."""
+
+
+@runtime_checkable
+class OnFoundation(Protocol):
+    """A model that knows which of its tensors are its own, and which its foundation's."""
+
+    def own_state(self) -> dict[str, Tensor]:
+        """Everything but the foundation's frozen tensors."""
+        ...
 
 
 # The only code that a package can start: a key that is not here is refused.
@@ -38,6 +51,15 @@ ARCHITECTURES: dict[str, Architecture] = {
         "engine.models.regressor", "HyperKDRegressor", "RegressorConfig"
     ),
     "prithvi-mae": Architecture("engine.models.prithvi", "PrithviMAE", "PrithviConfig"),
+    "spectralx-adapted": Architecture(
+        "engine.models.spectralx.adapted", "AdaptedViT", "AdaptedConfig", on_foundation=True
+    ),
+    "spectralx-segmenter": Architecture(
+        "engine.models.spectralx.segmenter",
+        "SpectralXSegmenter",
+        "SegmenterConfig",
+        on_foundation=True,
+    ),
 }
 
 
@@ -45,8 +67,9 @@ def build_model(package: ModelPackage) -> nn.Module:
     """Make the model of a package, with its weights, on the CPU, ready to predict.
 
     Raises:
-        PackageError: the architecture is unknown, its settings are not valid, or the weights are
-            not those of the model that the settings describe.
+        PackageError: the architecture is unknown, its settings are not valid, the weights are
+            not those of the model that the settings describe, or the foundation that it was
+            trained on is not here.
     """
     info = package.info
     architecture = ARCHITECTURES.get(info.architecture)
@@ -59,9 +82,31 @@ def build_model(package: ModelPackage) -> nn.Module:
     module = import_module(architecture.module)
     config = parse_config(getattr(module, architecture.config_class), info.config)
     _check_sizes(config, band_count=len(info.bands), class_count=len(info.classes))
-    model: nn.Module = getattr(module, architecture.model_class)(config)
+    model_class = getattr(module, architecture.model_class)
+    model: nn.Module = (
+        _on_foundation(model_class, config) if architecture.on_foundation else model_class(config)
+    )
     load_weights(model, package.state)
     return model.eval()
+
+
+def _on_foundation(model_class: Callable[..., nn.Module], config: Any) -> nn.Module:
+    """Make a model on the foundation that its settings name.
+
+    Raises:
+        PackageError: the foundation is not here, or is of other sizes than the settings.
+    """
+    # Foundations may be packages themselves, so that module imports this one.
+    from engine.packages.foundations import find_foundation
+
+    identity: FoundationIdentity = config.foundation
+    foundation = find_foundation(identity)
+    try:
+        return model_class(config, foundation.vit)
+    except ValueError as error:
+        raise PackageError(
+            f"The model does not fit its foundation {identity.name!r}: {error}", DAMAGED_REMEDY
+        ) from error
 
 
 def parse_config(config_class: type[ConfigT], values: Mapping[str, Any]) -> ConfigT:
@@ -107,10 +152,12 @@ def _check_sizes(config: Any, *, band_count: int, class_count: int) -> None:
 def load_weights(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Put weights into a model; all of them, and no others.
 
+    A model on a foundation wants only its own; see `OnFoundation`.
+
     Raises:
         PackageError: names or shapes differ; the message names the first few.
     """
-    wanted = model.state_dict()
+    wanted = model.own_state() if isinstance(model, OnFoundation) else model.state_dict()
     differences = {
         "missing": [name for name in wanted if name not in state],
         "not of this model": [name for name in state if name not in wanted],
@@ -131,7 +178,7 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor]) -> None:
             "The package was put together from two models: take it as it was trained.",
         )
     try:
-        model.load_state_dict(dict(state), strict=True)
+        model.load_state_dict(dict(state), strict=not isinstance(model, OnFoundation))
     except RuntimeError as error:
         raise PackageError(
             f"The weights cannot be loaded: {error}", "Take the package as it was trained."
