@@ -64,7 +64,7 @@ class PlainDecoder(PixelDecoder):
         return Decoded(prediction, ids_masked, ())
 
     def losses(self, decoded: Decoded, target: MaskedTarget) -> dict[str, Tensor]:
-        """ "mse", the mean squared error of what was hidden, un-normalised; see `PixelDecoder`."""
+        """Only "mse", the squared error of what was hidden, un-normalised; see `PixelDecoder`."""
         mse = hidden_squared_error(decoded, target, self.tokens.patch_px)
         return {"loss": mse, "mse": mse.detach()}
 
