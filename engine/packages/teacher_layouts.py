@@ -63,12 +63,15 @@ def known_layouts() -> tuple[Layout, ...]:
     return _LAYOUTS
 
 
-def recognise(state: Mapping[str, Tensor], origin: str) -> tuple[Layout, dict[str, Tensor]]:
+def recognise(
+    state: Mapping[str, Tensor], origin: str, noun: str = "teacher"
+) -> tuple[Layout, dict[str, Tensor]]:
     """Find the layout of a state dict.
 
     Args:
         state: tensors by the file's names.
         origin: the file, for messages.
+        noun: what the file is wanted as, for messages.
 
     Returns:
         the layout, and the tensors by the network's names; `TIME_AND_PLACE` left out.
@@ -85,9 +88,9 @@ def recognise(state: Mapping[str, Tensor], origin: str) -> tuple[Layout, dict[st
     missing = [name for name in wanted if name not in clean]
     if missing:
         raise PackageError(
-            f"{origin} is no teacher of a known layout. It is nearest to {layout.title}, but lacks "
+            f"{origin} is no {noun} of a known layout. It is nearest to {layout.title}, but lacks "
             f"{len(missing)} of its {len(wanted)} tensors: {_listed(missing)}.",
-            f"A teacher is one of: {'; '.join(item.title for item in _LAYOUTS)}.",
+            f"A {noun} is one of: {'; '.join(item.title for item in _LAYOUTS)}.",
         )
     others = [name for name in clean if name not in set(wanted)]
     _refuse_unknown(layout, others, origin)
@@ -102,8 +105,8 @@ def _refuse_unknown(layout: Layout, others: list[str], origin: str) -> None:
         raise PackageError(
             f"{origin} looks like {layout.title}, but holds {len(unknown)} tensors that this has "
             f"not: {_listed(unknown)}.",
-            "What they do is not known here, so the features would not be the teacher's: take the "
-            "weights as they were published.",
+            "What they do is not known here, so the features would be others: take the weights as "
+            "they were published.",
         )
     if told:
         _logger.info("%s: time and place are not told to the teacher (%s).", origin, _listed(told))
