@@ -5,10 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -30,6 +28,7 @@ from engine.raster.outputs import check_outputs
 from engine.raster.style import ClassStyle, RampStyle, check_classes
 from engine.raster.threads import Crew
 from engine.raster.tiles import Window
+from engine.raster.unfinished import begin_output, end_output, output_errors, remove_unfinished
 
 __all__ = ["Grid", "RasterWriter", "check_outputs", "remove_unfinished"]
 
@@ -50,14 +49,6 @@ _CHECKED_ROWS = 64
 # Enough for the blocks that the copy works on. GDAL's default, 5 % of the machine's memory, would
 # fill up with large outputs.
 _GDAL_CACHE_BYTES = 32 * 2**20
-# Temporary folders of the writers at work, for `remove_unfinished`.
-_unfinished: set[Path] = set()
-
-
-def remove_unfinished() -> None:
-    """Remove what the writers at work have made: the process is about to be ended hard."""
-    for folder in list(_unfinished):
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,20 +78,6 @@ class Grid:
         return Grid(
             window.height, window.width, transform, self.crs, window.row_off, window.col_off
         )
-
-
-@contextmanager
-def _output_errors(path: Path) -> Iterator[None]:
-    """Say which output it was that could not be written."""
-    try:
-        yield
-    except (RasterioError, OSError) as error:
-        if isinstance(error, OutputError):
-            raise
-        raise OutputError(
-            f"The output {path} cannot be written: {error}",
-            "Look for a full disk, or for another program that has the file open.",
-        ) from error
 
 
 class RasterWriter:
@@ -151,16 +128,13 @@ class RasterWriter:
         self._watch = feedback.raise_if_cancelled if feedback else lambda: None
 
     def __enter__(self) -> Self:
-        with _output_errors(self._path):
-            self._folder = Path(
-                tempfile.mkdtemp(prefix=f".{self._path.name}.", dir=self._path.absolute().parent)
-            )
-            _unfinished.add(self._folder)
+        with output_errors(self._path):
+            self._folder = begin_output(self._path)
             try:
                 self._dataset = _open_rows(self._folder / "rows.tif", self._profile())
                 self._describe()
             except BaseException:
-                self._remove_folder()
+                end_output(self._folder)
                 raise
         return self
 
@@ -207,7 +181,7 @@ class RasterWriter:
             window.width,
             window.height,
         )
-        with _output_errors(self._path):
+        with output_errors(self._path):
             self._dataset.write(values, window=where)
 
     def __exit__(
@@ -219,15 +193,11 @@ class RasterWriter:
         try:
             if error is None:
                 self.finish()
-                with _output_errors(self._path):
+                with output_errors(self._path):
                     self._publish()
         finally:
             self._close_rows()
-            self._remove_folder()
-
-    def _remove_folder(self) -> None:
-        shutil.rmtree(self._folder, ignore_errors=True)
-        _unfinished.discard(self._folder)
+            end_output(self._folder)
 
     def finish(self) -> None:
         """Make the file and check it; then only its renaming is left for the end of the context.
@@ -237,7 +207,7 @@ class RasterWriter:
         if self._is_finished:
             return
         rows, cog = self._folder / "rows.tif", self._folder / "cog.tif"
-        with _output_errors(self._path):
+        with output_errors(self._path):
             self._dataset.close()
             self._check_size(rows)
             _copy_to_cog(rows, cog, self._cog_options(), self._watch)
