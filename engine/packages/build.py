@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from engine.errors import PackageError
-from engine.models.vit import FoundationIdentity
 from engine.packages.item import DAMAGED_REMEDY, MOST_NAMED, problems_text
 
 if TYPE_CHECKING:
@@ -84,29 +84,26 @@ def build_model(package: ModelPackage) -> nn.Module:
     _check_sizes(config, band_count=len(info.bands), class_count=len(info.classes))
     model_class = getattr(module, architecture.model_class)
     model: nn.Module = (
-        _on_foundation(model_class, config) if architecture.on_foundation else model_class(config)
+        _on_foundation(model_class, config, package.path.parent)
+        if architecture.on_foundation
+        else model_class(config)
     )
     load_weights(model, package.state)
     return model.eval()
 
 
-def _on_foundation(model_class: Callable[..., nn.Module], config: Any) -> nn.Module:
+def _on_foundation(model_class: Callable[..., nn.Module], config: Any, folder: Path) -> nn.Module:
     """Make a model on the foundation that its settings name.
 
     Raises:
         PackageError: the foundation is not here, or is of other sizes than the settings.
     """
     # Foundations may be packages themselves, so that module imports this one.
-    from engine.packages.foundations import find_foundation
+    from engine.packages.foundations import find_foundation, fitted_vit
 
-    identity: FoundationIdentity = config.foundation
-    foundation = find_foundation(identity)
-    try:
-        return model_class(config, foundation.vit)
-    except ValueError as error:
-        raise PackageError(
-            f"The model does not fit its foundation {identity.name!r}: {error}", DAMAGED_REMEDY
-        ) from error
+    # A file of weights that came with the package may lie beside it.
+    foundation = find_foundation(config.foundation, config.vit, folders=(folder,))
+    return model_class(config, fitted_vit(foundation, config.vit))
 
 
 def parse_config(config_class: type[ConfigT], values: Mapping[str, Any]) -> ConfigT:
