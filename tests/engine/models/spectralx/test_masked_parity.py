@@ -104,7 +104,7 @@ class Stage1:
         ids_keep = draw_ids_keep(self.noise, round(n * (1 - MASK_RATIO)))
         heard: dict[str, torch.Tensor] = {}
         experts: list[torch.Tensor] = []
-        with torch.no_grad(), listening(model, heard, experts):
+        with torch.no_grad(), Listening(model, heard, experts):
             output = model(x, ids_keep)
             everywhere = torch.ones(b, *x.shape[-2:], dtype=torch.bool)
             present = torch.ones(x.shape[:2], dtype=torch.bool)
@@ -130,7 +130,7 @@ def load(module: torch.nn.Module, state: dict[str, torch.Tensor]) -> None:
     assert not module.load_state_dict(state, strict=False).unexpected_keys
 
 
-class listening:  # noqa: N801
+class Listening:
     """While it lasts: what parts of a model say, and which experts they ask."""
 
     def __init__(self, model: MaskedSpectralX, heard: dict, experts: list) -> None:
@@ -150,21 +150,21 @@ class listening:  # noqa: N801
 
     def __enter__(self) -> None:
         for layer in self._layers:
-            layer.gates = self._noting(type(layer).gates.__get__(layer))
+            layer.route = self._noting(layer.route)
 
     def __exit__(self, *_error) -> None:
         for hook in self._hooks:
             hook.remove()
         for layer in self._layers:
-            del layer.gates
+            del layer.route
 
-    def _noting(self, gates):
+    def _noting(self, route):
         def noted(z):
-            given = gates(z)
-            bits = 2 ** torch.arange(given.shape[-1])
+            log_shares, index = route(z)
+            bits = (2**index).sum(dim=0).reshape(z.shape[:2])
             # The published code asks for all tokens' spatial halves first, then the spectral.
-            self._experts.extend(((given > 0) * bits).sum(dim=-1).unbind(dim=1))
-            return given
+            self._experts.extend(bits.unbind(dim=1))
+            return log_shares, index
 
         return noted
 
