@@ -12,19 +12,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pyogrio.errors import CRSError, DataLayerError, DataSourceError, FeatureError, FieldError
+from pyogrio.errors import DataLayerError, DataSourceError
 from rasterio.errors import RasterioError
 
 from engine.errors import OutputError
 
+# The other errors of pyogrio are kinds of DataLayerError.
 _ERRORS = (
     RasterioError,
     OSError,
-    CRSError,
     DataLayerError,
     DataSourceError,
-    FeatureError,
-    FieldError,
 )
 # Of the writers at work, for `remove_unfinished`.
 _folders: set[Path] = set()
