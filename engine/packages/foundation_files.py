@@ -81,10 +81,14 @@ def find_file(sha256: str, name: str, folders: Sequence[Path] = ()) -> Path | No
             first.
         folders: where to look beside the places that are remembered and the user's models folder.
     """
-    for file in _remembered():
-        if file.sha256 == sha256 and file.is_current():
+    places = [file for file in _remembered() if file.sha256 == sha256]
+    for file in places:
+        if file.is_current():
             return Path(file.path)
-    paths = sorted(set(_checkpoints(folders)), key=lambda path: (path.stem != name, str(path)))
+    # A place whose file was touched may still hold the same.
+    touched = {Path(file.path) for file in places if Path(file.path).is_file()}
+    others = touched.union(_checkpoints(folders))
+    paths = sorted(others, key=lambda path: (path.stem != name, str(path)))
     return next((path for path, found in _hashed(paths) if found == sha256), None)
 
 
