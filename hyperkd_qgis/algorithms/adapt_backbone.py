@@ -45,9 +45,10 @@ class AdaptBackbone(Pretraining):
 
     def define_method(self) -> Iterable[QgsProcessingParameterDefinition]:
         """List the parameters of the adapters."""
+        yield make.scenes("TARGETS", self.tr("Scenes to be mapped, without scores"), optional=True)
         yield make.yes_or_no("MASK_INPUT", self.tr("Hide pixels before the tokenizer"))
         yield make.yes_or_no("TRAIN_TOKENIZER", self.tr("Train the whole tokenizer"))
-        yield make.choice("SCALING", self.tr("How spectra are scaled"), SCALINGS)
+        yield make.choice_of_preset("SCALING", self.tr("How spectra are scaled"), SCALINGS)
         yield make.number(
             "LOAD_BALANCING", self.tr("Weight of even use of experts"), 0.0, 0.0, MAX_BALANCING
         )

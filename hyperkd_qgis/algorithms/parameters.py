@@ -25,6 +25,9 @@ PRECISIONS = ("auto", "float32", "bfloat16")
 
 MAX_SEED = 2**31 - 1
 MAX_EPOCHS = 10_000
+MAX_BATCH = 4096
+MAX_BLOCK_PX = 1000
+DEFAULT_BLOCK_PX = 10
 YES_OR_NO = ("yes", "no")
 # digits that a number's box shows and takes; learning rates are small
 DECIMALS = 4
@@ -61,10 +64,13 @@ def model(
     return definition
 
 
-def scenes(name: str, title: str) -> QgsProcessingParameterDefinition:
-    """Ask for one or more rasters."""
-    definition = QgsProcessingParameterMultipleLayers(name, title, QgsProcessing.TypeRaster)
-    definition.setMinimumNumberInputs(1)  # else an empty list is taken as well
+def scenes(name: str, title: str, optional: bool = False) -> QgsProcessingParameterDefinition:
+    """Ask for one or more rasters; for any number where it is optional."""
+    definition = QgsProcessingParameterMultipleLayers(
+        name, title, QgsProcessing.TypeRaster, optional=optional
+    )
+    if not optional:
+        definition.setMinimumNumberInputs(1)  # else an empty list is taken as well
     return definition
 
 
@@ -146,11 +152,18 @@ def switch(name: str, title: str) -> QgsProcessingParameterDefinition:
     return QgsProcessingParameterBoolean(name, title, defaultValue=False)
 
 
+def choice_of_preset(
+    name: str, title: str, options: Sequence[str]
+) -> QgsProcessingParameterDefinition:
+    """Ask for one of several words, where no answer leaves it to the preset."""
+    return QgsProcessingParameterEnum(
+        name, title, options=list(options), usesStaticStrings=True, optional=True
+    )
+
+
 def yes_or_no(name: str, title: str) -> QgsProcessingParameterDefinition:
     """Ask yes or no, where no answer leaves it to the preset; goes over as true or false."""
-    return QgsProcessingParameterEnum(
-        name, title, options=list(YES_OR_NO), usesStaticStrings=True, optional=True
-    )
+    return choice_of_preset(name, title, YES_OR_NO)
 
 
 def polygons(name: str, title: str) -> QgsProcessingParameterDefinition:
@@ -177,6 +190,21 @@ def epochs(name: str, title: str, default: int) -> QgsProcessingParameterDefinit
 def validation(name: str, title: str, default: float) -> QgsProcessingParameterDefinition:
     """Ask which share of the ground is held out for the scores."""
     return number(name, title, default, 0.05, 0.5)
+
+
+def block_size(name: str, title: str) -> QgsProcessingParameterDefinition:
+    """Ask for the side of the blocks of ground that are held out whole, in pixels."""
+    return whole_number(name, title, DEFAULT_BLOCK_PX, 1, MAX_BLOCK_PX)
+
+
+def batch_size(name: str, title: str) -> QgsProcessingParameterDefinition:
+    """Ask how many tiles are looked at in one step; no answer leaves it to the preset."""
+    return whole_number(name, title, None, 1, MAX_BATCH)
+
+
+def learning_rate(name: str, title: str) -> QgsProcessingParameterDefinition:
+    """Ask how far a step goes; no answer leaves it to the preset."""
+    return number(name, title, None, 1e-7, 0.1)
 
 
 def seed(name: str, title: str) -> QgsProcessingParameterDefinition:

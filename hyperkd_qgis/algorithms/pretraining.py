@@ -15,7 +15,6 @@ from .values import ValueReader
 DEFAULT_EPOCHS = 200
 DEFAULT_VALIDATION = 0.2
 DEFAULT_MASK_RATIO = 0.75
-MAX_BATCH = 4096
 MAX_GPUS = 64
 CHECKPOINT_SUFFIX = ".checkpoint.safetensors"
 
@@ -64,8 +63,8 @@ class Pretraining(EngineAlgorithm):
             0.95,
         )
         yield from self.define_method()
-        yield make.whole_number("BATCH_SIZE", self.tr("Tiles in a step"), None, 1, MAX_BATCH)
-        yield make.number("LEARNING_RATE", self.tr("Learning rate"), None, 1e-7, 0.1)
+        yield make.batch_size("BATCH_SIZE", self.tr("Tiles in a step"))
+        yield make.learning_rate("LEARNING_RATE", self.tr("Learning rate"))
         yield make.validation(
             "VALIDATION", self.tr("Share of the ground held out"), DEFAULT_VALIDATION
         )

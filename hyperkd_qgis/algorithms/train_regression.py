@@ -9,8 +9,6 @@ from qgis.core import QgsProcessingOutputDefinition, QgsProcessingParameterDefin
 from . import parameters as make
 from .training import PlacesTraining
 
-MAX_BLOCK_PX = 1000
-DEFAULT_BLOCK_PX = 10
 SCORES = {
     "RMSE": "Root mean square error, in the quantity's unit",
     "MAE": "Mean absolute error, in the quantity's unit",
@@ -45,9 +43,7 @@ class TrainRegression(PlacesTraining):
 
     def define_more(self) -> Iterable[QgsProcessingParameterDefinition]:
         """List the advanced parameters that only this training has."""
-        yield make.whole_number(
-            "BLOCK_SIZE", self.tr("Side of a block (pixels)"), DEFAULT_BLOCK_PX, 1, MAX_BLOCK_PX
-        )
+        yield make.block_size("BLOCK_SIZE", self.tr("Side of a block (pixels)"))
         yield make.table("BANDS", self.tr("Band table (CSV)"))
         yield from self.define_package_texts()
 

@@ -46,13 +46,27 @@ class TrainSegmentation(ClassTraining):
         """List the parameters of the adapters and of the head."""
         yield make.choice("ADAPTATION", self.tr("How the backbone is adapted"), METHODS)
         yield make.yes_or_no("TRAIN_TOKENIZER", self.tr("Train the whole tokenizer"))
-        yield make.choice("SCALING", self.tr("How spectra are scaled"), SCALINGS)
+        yield make.choice_of_preset("SCALING", self.tr("How spectra are scaled"), SCALINGS)
         yield make.number(
             "LOAD_BALANCING", self.tr("Weight of even use of experts"), 0.0, 0.0, MAX_BALANCING
         )
         yield make.yes_or_no("REFINE", self.tr("Refine tokens between blocks"))
         yield make.choice("MATCH", self.tr("How tokens find their details"), ("hard", "soft"))
         yield make.yes_or_no("SPECTRAL_PATH", self.tr("Let each pixel's spectrum answer too"))
+
+    def define_more(self) -> Iterable[QgsProcessingParameterDefinition]:
+        """List the parameters of blocks, steps and packages."""
+        yield make.block_size("BLOCK_SIZE", self.tr("Side of a block (pixels)"))
+        yield make.batch_size("BATCH_SIZE", self.tr("Chips in a step"))
+        yield make.learning_rate("LEARNING_RATE", self.tr("Learning rate"))
+        yield make.table("BANDS", self.tr("Band table (CSV)"))
+        yield from self.define_package_texts()
+
+    def define_computing(self) -> Iterable[QgsProcessingParameterDefinition]:
+        """List device and precision: large backbones want a GPU."""
+        yield from super().define_computing()
+        yield make.require_gpu("REQUIRE_GPU", self.tr("Stop when there is no usable GPU"))
+        yield make.precision("PRECISION", self.tr("Precision"))
 
     def define_outputs(self) -> Iterable[QgsProcessingOutputDefinition]:
         """List the scores on the held-out blocks, and how much was trained."""

@@ -40,6 +40,10 @@ class PlacesTraining(EngineAlgorithm):
         """List the advanced parameters that only this training has."""
         return ()
 
+    def define_computing(self) -> Iterable[QgsProcessingParameterDefinition]:
+        """List the advanced parameters of where and how to compute."""
+        yield make.device("DEVICE", self.tr("Device"))
+
     def define(self) -> Iterable[QgsProcessingParameterDefinition]:
         """List the parameters."""
         yield make.scenes("INPUT", self.tr("Scenes"))
@@ -55,7 +59,7 @@ class PlacesTraining(EngineAlgorithm):
         yield from self.define_method()
         yield from self.define_more()
         yield make.seed("SEED", self.tr("Seed"))
-        yield make.device("DEVICE", self.tr("Device"))
+        yield from self.define_computing()
 
     def find_problem(self, values: ValueReader) -> str:
         """Check the labels' field and what training begins with."""

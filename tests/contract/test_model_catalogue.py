@@ -21,6 +21,8 @@ REGRESSOR = ("regression", "hyperkd-regressor")
 BACKBONE = ("generative", "hyperkd-backbone")
 GALILEO = ("generative", "galileo")
 PRITHVI = ("generative", "prithvi-mae")
+ADAPTED = ("generative", "spectralx-adapted")
+SEGMENTER = ("semantic-segmentation", "spectralx-segmenter")
 UNKNOWN = ("", "")
 
 
@@ -92,15 +94,18 @@ def test_a_zip_packed_by_hand_has_a_folder_inside(tmp_path):
 @pytest.mark.parametrize(
     ("use", "expected"),
     [
-        ("any", {CLASSIFIER, REGRESSOR, BACKBONE, GALILEO, PRITHVI}),
-        ("classifier", {CLASSIFIER}),
+        ("any", {CLASSIFIER, REGRESSOR, BACKBONE, GALILEO, PRITHVI, ADAPTED, SEGMENTER}),
+        ("classifier", {CLASSIFIER, SEGMENTER}),
+        ("segmenter", {SEGMENTER}),
         ("regression", {REGRESSOR}),
         ("backbone", {CLASSIFIER, REGRESSOR, BACKBONE}),
         ("teacher", {GALILEO, PRITHVI}),
+        ("foundation", {GALILEO, PRITHVI}),
+        ("adapted", {ADAPTED}),
     ],
 )
 def test_each_use_has_its_models(tmp_path, use, expected):
-    kinds = (CLASSIFIER, REGRESSOR, BACKBONE, GALILEO, PRITHVI)
+    kinds = (CLASSIFIER, REGRESSOR, BACKBONE, GALILEO, PRITHVI, ADAPTED, SEGMENTER)
     for number, kind in enumerate(kinds):
         make_folder(tmp_path, f"model{number}", "Model", kind)
     serving = [model for model in installed_models(tmp_path) if USES[use].accepts(model)]

@@ -13,6 +13,7 @@ from qgis.core import QgsProcessingParameterDefinition, QgsProcessingParameterNu
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = {
+    "adaptbackbone": "adapt_backbone",
     "assessaccuracy": "assess_accuracy",
     "checkengine": "check_engine",
     "classify": "classify",
@@ -20,8 +21,10 @@ COMMANDS = {
     "distillbackbone": "distill_backbone",
     "estimate": "estimate",
     "pretrainteacher": "pretrain_teacher",
+    "segment": "segment",
     "trainclassifier": "train_classifier",
     "trainregression": "train_regression",
+    "trainsegmentation": "train_segmentation",
 }
 ENGINE_PYTHON = os.environ.get("HYPERKD_ENGINE_PYTHON")  # the plugin's fixture names another
 ASK = """
@@ -90,7 +93,8 @@ def choices(definition):
         ends = definition.minimum(), definition.maximum()
         return [int(end) if is_whole else end for end in ends]
     if kind == "enum":
-        return definition.options()
+        words = definition.options()
+        return [True, False] if words == ["yes", "no"] else words
     if kind == "boolean":
         return [False, True]
     if kind == "multilayer":

@@ -16,6 +16,8 @@ def models(tmp_path, monkeypatch):
         ("carbon", "Soil organic carbon", "regression", "hyperkd-regressor"),
         ("encoder", "Encoder of Berlin", "generative", "hyperkd-backbone"),
         ("hls", "Our own teacher", "generative", "prithvi-mae"),
+        ("adapters", "Adapters for EnMAP", "generative", "spectralx-adapted"),
+        ("cities", "Cities of Europe", "semantic-segmentation", "spectralx-segmenter"),
     ):
         folder = tmp_path / name
         folder.mkdir()
@@ -40,7 +42,7 @@ def box(plugin, qtbot):
 
 def test_titles_are_shown_and_names_are_the_value(box):
     titles = [box.combo.itemText(index) for index in range(box.combo.count())]
-    assert titles == ["Alps, EnMAP", "Berlin land cover"]
+    assert titles == ["Alps, EnMAP", "Berlin land cover", "Cities of Europe"]
     box.combo.setCurrentIndex(1)
     assert box.value() == "berlin"
 
@@ -151,19 +153,27 @@ def offered(wrapper):
     """List the names that a wrapper offers, but for those that come with the plugin."""
     combo = wrapper.widget.combo
     names = {combo.itemData(index) for index in range(combo.count())}
-    return names & {"", "alps", "berlin", "carbon", "encoder", "hls"}
+    return names & {"", "adapters", "alps", "berlin", "carbon", "cities", "encoder", "hls"}
 
 
 @pytest.mark.parametrize("dialog_class", [AlgorithmDialog, BatchAlgorithmDialog])
 @pytest.mark.parametrize(
     ("name", "parameter", "expected"),
     [
-        ("classify", "MODEL", {"alps", "berlin"}),
+        ("classify", "MODEL", {"alps", "berlin", "cities"}),
+        ("segment", "MODEL", {"cities"}),
         ("estimate", "MODEL", {"carbon"}),
-        ("describemodel", "MODEL", {"alps", "berlin", "carbon", "encoder", "hls"}),
+        (
+            "describemodel",
+            "MODEL",
+            {"adapters", "alps", "berlin", "carbon", "cities", "encoder", "hls"},
+        ),
         ("trainclassifier", "BACKBONE", {"", "alps", "berlin", "carbon", "encoder"}),
         ("trainregression", "BACKBONE", {"", "alps", "berlin", "carbon", "encoder"}),
         ("distillbackbone", "TEACHER", {"hls"}),
+        ("adaptbackbone", "BACKBONE", {"hls"}),
+        ("trainsegmentation", "BACKBONE", {"hls"}),
+        ("trainsegmentation", "ADAPTED", {"", "adapters"}),
     ],
 )
 def test_each_parameter_offers_what_serves(
@@ -174,10 +184,20 @@ def test_each_parameter_offers_what_serves(
     assert offered(make_wrapper(algorithm, name, parameter, dialog)) == expected
 
 
-def test_the_teacher_is_the_packaged_one_and_may_be_a_checkpoint(plugin, algorithm, qtbot):
+@pytest.mark.parametrize(
+    ("name", "parameter"),
+    [
+        ("distillbackbone", "TEACHER"),
+        ("adaptbackbone", "BACKBONE"),
+        ("trainsegmentation", "BACKBONE"),
+    ],
+)
+def test_what_begins_with_a_foundation_has_the_packaged_one_and_takes_a_checkpoint(
+    plugin, algorithm, qtbot, name, parameter
+):
     dialog = AlgorithmDialog()
     qtbot.addWidget(dialog)
-    wrapper = make_wrapper(algorithm, "distillbackbone", "TEACHER", dialog)
+    wrapper = make_wrapper(algorithm, name, parameter, dialog)
     assert wrapper.parameterValue() == "galileo-nano"
     assert [action.text() for action in wrapper.widget.button.menu().actions()][2] == "Checkpoint…"
 
@@ -191,6 +211,20 @@ def test_small_learning_rates_keep_their_digits(plugin, algorithm, qtbot):
     assert wrapper.parameterValue() is None
     wrapper.setParameterValue(0.0000094, context)
     assert wrapper.parameterValue() == pytest.approx(0.0000094, rel=1e-6)
+    kept.deleteLater()
+
+
+def test_a_question_left_to_the_preset_can_stay_open(plugin, algorithm, qtbot):
+    dialog = AlgorithmDialog()
+    qtbot.addWidget(dialog)
+    wrapper = make_wrapper(algorithm, "adaptbackbone", "TRAIN_TOKENIZER", dialog)
+    context = QgsProcessingContext()
+    kept = wrapper.createWrappedWidget(context)
+    assert wrapper.parameterValue() is None
+    wrapper.setParameterValue("no", context)
+    assert wrapper.parameterValue() == "no"
+    wrapper.setParameterValue(None, context)
+    assert wrapper.parameterValue() is None
     kept.deleteLater()
 
 

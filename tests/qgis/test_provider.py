@@ -16,12 +16,21 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # Fixed for ever: name, type, "?" optional, "+" advanced.
 PARAMETERS = {
+    "adaptbackbone": (
+        "INPUT:multilayer BACKBONE:string PRESET:enum EPOCHS:number RESUME:boolean+ "
+        "MASK_RATIO:number+ TARGETS:multilayer?+ MASK_INPUT:enum?+ TRAIN_TOKENIZER:enum?+ "
+        "SCALING:enum?+ LOAD_BALANCING:number+ BATCH_SIZE:number?+ LEARNING_RATE:number?+ "
+        "VALIDATION:number+ SEED:number+ BANDS:file?+ DEVICE:enum+ REQUIRE_GPU:boolean+ "
+        "GPUS:number+ PRECISION:enum+ TITLE:string?+ DESCRIPTION:string?+ LICENCE:string?+ "
+        "ATTRIBUTION:string?+ OUTPUT:fileDestination REPORT:fileDestination?"
+    ),
     "assessaccuracy": "INPUT:raster REFERENCE:layer CLASS_FIELD:field? REPORT:fileDestination?",
     "checkengine": "REPORT:fileDestination?",
     "classify": (
         "INPUT:raster MODEL:string MASK:source? EXTENT:extent? BANDS:file?+ DEVICE:enum+ "
         "REQUIRE_GPU:boolean+ TILE_SIZE:number?+ PRECISION:enum+ OUTPUT:rasterDestination "
-        "CONFIDENCE:rasterDestination? PROBABILITIES:rasterDestination?"
+        "CONFIDENCE:rasterDestination? PROBABILITIES:rasterDestination? "
+        "SUPPORT:rasterDestination?"
     ),
     "distillbackbone": (
         "INPUT:multilayer TEACHER:string PRESET:enum EPOCHS:number RESUME:boolean+ "
@@ -45,6 +54,13 @@ PARAMETERS = {
         "DESCRIPTION:string?+ LICENCE:string?+ ATTRIBUTION:string?+ OUTPUT:fileDestination "
         "REPORT:fileDestination?"
     ),
+    "segment": (
+        "INPUT:raster MODEL:string MASK:source? EXTENT:extent? BANDS:file?+ DEVICE:enum+ "
+        "REQUIRE_GPU:boolean+ TILE_SIZE:number?+ PRECISION:enum+ OVERLAP:number?+ "
+        "MIN_AREA:number+ OUTPUT:rasterDestination CONFIDENCE:rasterDestination? "
+        "PROBABILITIES:rasterDestination? SUPPORT:rasterDestination? "
+        "POLYGONS:vectorDestination?"
+    ),
     "trainclassifier": (
         "INPUT:multilayer TRAINING:layer CLASS_FIELD:field? BACKBONE:string? EPOCHS:number "
         "VALIDATION:number FREEZE_BACKBONE:boolean+ SEED:number+ DEVICE:enum+ "
@@ -57,21 +73,33 @@ PARAMETERS = {
         "ATTRIBUTION:string?+ SEED:number+ DEVICE:enum+ OUTPUT:fileDestination "
         "REPORT:fileDestination?"
     ),
+    "trainsegmentation": (
+        "INPUT:multilayer TRAINING:layer CLASS_FIELD:field? ADAPTED:string? BACKBONE:string "
+        "PRESET:enum EPOCHS:number VALIDATION:number ADAPTATION:enum+ TRAIN_TOKENIZER:enum?+ "
+        "SCALING:enum?+ LOAD_BALANCING:number+ REFINE:enum?+ MATCH:enum+ SPECTRAL_PATH:enum?+ "
+        "BLOCK_SIZE:number+ BATCH_SIZE:number?+ LEARNING_RATE:number?+ BANDS:file?+ "
+        "TITLE:string?+ DESCRIPTION:string?+ LICENCE:string?+ ATTRIBUTION:string?+ SEED:number+ "
+        "DEVICE:enum+ REQUIRE_GPU:boolean+ PRECISION:enum+ OUTPUT:fileDestination "
+        "REPORT:fileDestination?"
+    ),
 }
 SCORES = ["OVERALL_ACCURACY", "BALANCED_ACCURACY", "KAPPA", "F1_MACRO", "IOU_MACRO"]
 RECONSTRUCTION = [
     f"{name}{part}" for part in ("", "_WHOLE") for name in ("PSNR_DB", "SSIM", "SPECTRAL_ANGLE_DEG")
 ]
 OUTPUTS = {
+    "adaptbackbone": ["OUTPUT", "REPORT", *RECONSTRUCTION, "TRAINABLE_PARAMETERS"],
     "assessaccuracy": ["REPORT", *SCORES],
     "checkengine": ["REPORT", "TEXT"],
-    "classify": ["OUTPUT", "CONFIDENCE", "PROBABILITIES"],
+    "classify": ["OUTPUT", "CONFIDENCE", "PROBABILITIES", "SUPPORT"],
     "describemodel": ["REPORT"],
     "distillbackbone": ["OUTPUT", "REPORT", *RECONSTRUCTION],
     "estimate": ["OUTPUT"],
     "pretrainteacher": ["OUTPUT", "REPORT", *RECONSTRUCTION],
+    "segment": ["OUTPUT", "CONFIDENCE", "PROBABILITIES", "SUPPORT", "POLYGONS"],
     "trainclassifier": ["OUTPUT", "REPORT", *SCORES],
     "trainregression": ["OUTPUT", "REPORT", "RMSE", "MAE", "R2"],
+    "trainsegmentation": ["OUTPUT", "REPORT", *SCORES, "ECE", "TRAINABLE_PARAMETERS"],
 }
 NAMES = sorted(PARAMETERS)
 

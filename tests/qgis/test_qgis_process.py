@@ -10,6 +10,7 @@ import time
 import pytest
 
 NAMES = (
+    "adaptbackbone",
     "assessaccuracy",
     "checkengine",
     "classify",
@@ -17,8 +18,10 @@ NAMES = (
     "distillbackbone",
     "estimate",
     "pretrainteacher",
+    "segment",
     "trainclassifier",
     "trainregression",
+    "trainsegmentation",
 )
 
 # Debian 12's qgis_process hands an option to the program that it does not know (qgis/QGIS#57683)
@@ -213,6 +216,29 @@ def test_train_a_regression_and_estimate(call, scene_path, tiny, tmp_path):
         *(f"--MODEL={tmp_path / 'carbon.zip'}", f"--OUTPUT={tmp_path / 'carbon.tif'}"),
     )
     assert results_of(answer) == {"OUTPUT": str(tmp_path / "carbon.tif")}
+
+
+def test_adapt_train_and_segment(call, scene_path, tiny, tmp_path, teacher):
+    """The three steps, each with what the one before has made."""
+    adapted, model = tmp_path / "adapted.zip", tmp_path / "model.zip"
+    answer = call(
+        *("run", "hyperkd:adaptbackbone", "--json", f"--INPUT={scene_path}"),
+        *(f"--BACKBONE={teacher}", "--MASK_INPUT=yes", f"--OUTPUT={adapted}"),
+    )
+    assert results_of(answer)["TRAINABLE_PARAMETERS"] == 123_456
+    labels = tiny.write(tmp_path / "labels.tif", bands=1)
+    answer = call(
+        *("run", "hyperkd:trainsegmentation", "--json", f"--INPUT={scene_path}"),
+        *(f"--TRAINING={labels}", f"--ADAPTED={adapted}", f"--BACKBONE={teacher}"),
+        *("--ADAPTATION=lora", f"--OUTPUT={model}"),
+    )
+    assert results_of(answer)["ECE"] == 0.03
+    made = {"OUTPUT": str(tmp_path / "map.tif"), "POLYGONS": str(tmp_path / "map.gpkg")}
+    answer = call(
+        *("run", "hyperkd:segment", "--json", f"--INPUT={scene_path}", f"--MODEL={model}"),
+        *("--OVERLAP=8", "--MIN_AREA=2700", *(f"--{key}={path}" for key, path in made.items())),
+    )
+    assert results_of(answer) == made
 
 
 def test_an_unknown_word_ends_with_a_sentence(call, scene_path, tmp_path, teacher):
