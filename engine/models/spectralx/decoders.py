@@ -23,6 +23,7 @@ from engine.models.spectralx.low_rank import LowRankLinear
 from engine.models.spectralx.plain_decoder import PlainDecoder
 from engine.models.spectralx.satmaepp_decoder import SatMAEppDecoder
 from engine.models.spectralx.scalemae_decoder import HIGH_PX, HeadConfig, ScaleMAEDecoder
+from engine.models.vit import ViTConfig
 from engine.models.vit_positions import plain_positions, resized_positions, scaled_positions
 
 DecoderKind = Literal["scalemae", "satmaepp", "mae", "plain"]
@@ -103,7 +104,7 @@ def make_decoder(
     if not source.fits(tokens):
         positions = _with_prefix(plain_positions(tokens.grid, tokens.grid, fresh.embed_dim), tokens)
         return PlainDecoder(tokens, fresh, positions)
-    decoder = _build(source, tokens, stored_grid=config.vit.grid)
+    decoder = _build(source, tokens, config.vit)
     loaded = _load(decoder, source.tensors, stored_patch_px=config.vit.patch_px)
     _set_trainable(decoder, config)
     _insert_adapters(decoder, config, with_pred=f"{_PRED}.weight" in loaded or not train_output)
@@ -126,8 +127,8 @@ def decoder_counts(decoder: nn.Module) -> dict[str, int]:
     return {name: count for name, count in counts.items() if count}
 
 
-def _build(source: DecoderSource, tokens: ChipTokens, stored_grid: int) -> PixelDecoder:
-    """The decoder with the sizes of its tensors, at random."""
+def _build(source: DecoderSource, tokens: ChipTokens, vit: ViTConfig) -> PixelDecoder:
+    """The decoder with the sizes of its tensors, at random; its norms are as its encoder's."""
     tensors = source.tensors
     width = tensors["decoder_embed.weight"].shape[0]
     config = DecoderConfig(
@@ -142,11 +143,14 @@ def _build(source: DecoderSource, tokens: ChipTokens, stored_grid: int) -> Pixel
             width=tensors["fcn_low.proj.weight"].shape[0],
             layers=_count(tensors, "fcn_low.conv_blocks."),
         )
-        return ScaleMAEDecoder(tokens, config, _with_prefix(positions, tokens), head)
-    positions = _stored_positions(tensors[_POSITIONS], tokens, stored_grid)
+        return ScaleMAEDecoder(
+            tokens, config, _with_prefix(positions, tokens), head, norm_eps=vit.norm_eps
+        )
+    positions = _stored_positions(tensors[_POSITIONS], tokens, vit.grid)
     if source.kind == "satmaepp":
+        # Published: in this stage they differ from those of the encoder's file.
         return SatMAEppDecoder(tokens, config, positions)
-    return PlainDecoder(tokens, config, positions)
+    return PlainDecoder(tokens, config, positions, norm_eps=vit.norm_eps)
 
 
 def _count(tensors: Mapping[str, Tensor], prefix: str) -> int:

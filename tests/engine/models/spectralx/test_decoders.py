@@ -22,6 +22,8 @@ from engine.models.spectralx.scalemae_decoder import (
 )
 from engine.models.vit import ViT, ViTConfig
 from engine.models.vit_positions import plain_positions
+from engine.packages.foundations import load_foundation
+from engine.packages.teachers import load_teacher
 
 from .masked_models import (
     BANDS,
@@ -310,3 +312,28 @@ def test_a_public_mae_brings_its_decoder_or_none(fixtures_folder, layout):
     tensors = {e["key"]: torch.empty(e["shape"], device="meta") for e in entries}
     has_decoder = any(key.startswith("decoder_blocks") for key in tensors)
     assert DecoderSource(tensors).kind == ("mae" if has_decoder else "plain")
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("frames", ["T1", "T3"])
+def test_prithvis_decoder_says_what_it_says_in_prithvi(fixtures_folder, frames):
+    path = fixtures_folder / "teachers" / f"prithvi_tiny_{frames}_new.pt"
+    if not path.is_file():
+        pytest.skip(f"the fixture is not here: {path}")
+    heads = {"num_heads": 2, "decoder_num_heads": 2}
+    network = load_teacher(str(path), **heads).network
+    foundation = load_foundation(str(path), **heads)
+    bands, patch_px = network.config.in_channels, network.config.patch_px
+    config = adapted_config(
+        in_channels=bands, vit=foundation.vit.config, chip_px=network.config.img_size,
+        patch_px=patch_px, adaptation="frozen",
+    )  # fmt: skip
+    decoder = made("mae", config, of=DecoderSource(foundation.decoder, 2))
+    x = torch.randn(1, bands, 1, *[network.config.img_size] * 2)
+    ids_keep = torch.tensor([[0, 3]])
+    with torch.no_grad():
+        latent, expected = network.reconstruct(x, ids_keep)
+        decoded = decoder(latent, ids_keep)
+    torch.testing.assert_close(
+        decoded.prediction[0], expected[0, decoded.ids_masked[0]], atol=1e-5, rtol=1e-4
+    )
