@@ -6,7 +6,12 @@ import time
 from typing import Any
 
 from engine.feedback import Feedback
-from engine.jobs.shared.class_outputs import ClassMapRequest, write_class_map
+from engine.jobs.shared.class_outputs import (
+    WITH_CHIPS,
+    ClassMapRequest,
+    require_own_tiles,
+    write_class_map,
+)
 from engine.jobs.shared.prediction import prepare
 
 
@@ -26,9 +31,12 @@ def classify(request: Request, feedback: Feedback) -> dict[str, Any]:
         PackageError: the model cannot be loaded, is no classifier, or is asked for support that
             its package does not hold.
         SceneError, BandTableError, BandMatchError: the scene cannot be read or does not fit.
-        RequestError, LabelError: extent or mask lie outside the scene.
+        RequestError, LabelError: extent or mask lie outside the scene, or the model is made for
+            other tiles.
         OutputError: an output cannot be written.
     """
     start_s = time.monotonic()
     ready = prepare(request, "semantic-segmentation", feedback)
+    if ready.info.architecture in WITH_CHIPS:
+        require_own_tiles(request, ready.info.tiling)
     return write_class_map(request, ready, feedback, step="Classifying", start_s=start_s)

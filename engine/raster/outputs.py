@@ -17,14 +17,14 @@ from engine.errors import OutputError
 
 log = logging.getLogger(__name__)
 
-_SUFFIXES = (".tif", ".tiff")
+RASTER_SUFFIXES = (".tif", ".tiff")
 
 
 def check_outputs(
     paths: Sequence[str | None],
     inputs: Sequence[str],
     *,
-    suffixes: Sequence[str] = _SUFFIXES,
+    suffixes: Sequence[str] = RASTER_SUFFIXES,
     needed_bytes: int = 0,
 ) -> None:
     """Check before work begins that outputs can be written.

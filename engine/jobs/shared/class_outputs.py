@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from engine.errors import PackageError
+from engine.errors import PackageError, RequestError
 from engine.feedback import Feedback, StepFeedback
 from engine.jobs.request import PredictRequest
 from engine.jobs.shared.prediction import Prediction
@@ -26,6 +26,8 @@ NO_CLASS = 0  # in class maps
 NO_SHARE = float("nan")  # a float that no reader takes for a measurement
 # Of pixels like those of the training places, one in twenty reads as unfamiliar.
 MANY_UNFAMILIAR = 0.2
+# Models that take chips of one size only.
+WITH_CHIPS = ("spectralx-segmenter",)
 
 _Select = Callable[[NDArray[Any]], NDArray[Any]]
 
@@ -77,6 +79,20 @@ def require_support(request: ClassMapRequest, ready: Prediction) -> None:
             f"The model {ready.info.name!r} cannot say what is familiar to it: its package holds "
             "no statistics of its training spectra, as those of older engines do not.",
             "Leave the output 'support' out, or train the model again.",
+        )
+
+
+def require_own_tiles(request: PredictRequest, tiling: Tiling) -> None:
+    """Refuse tiles of another size than the chips that a model was trained on.
+
+    Raises:
+        RequestError: the request asks for them.
+    """
+    if request.tile_size not in (None, tiling.tile_size_px):
+        raise RequestError(
+            f"The model reads tiles of {tiling.tile_size_px} px, not of {request.tile_size} px: "
+            "it was trained on chips of this size, and its attention knows no other.",
+            "Leave the tile size out.",
         )
 
 

@@ -19,12 +19,13 @@ from engine.packages.metadata import ModelInfo, Task
 from engine.packages.package import load_info
 from engine.raster.burn import burn_mask
 from engine.raster.extent import window_of_extent
+from engine.raster.outputs import RASTER_SUFFIXES, check_outputs
 from engine.raster.scene import Scene, open_scene
 from engine.raster.spectra import BandMatch, match_bands
 from engine.raster.stream import Sink, StripModel, stream_scene
 from engine.raster.tiles import Window
 from engine.raster.vector import crs_note, read_shapes, require_overlap
-from engine.raster.writer import Grid, check_outputs
+from engine.raster.writer import Grid
 from engine.version import engine_version
 
 Precision = Literal["float32", "bfloat16"]
@@ -78,12 +79,18 @@ class Prediction:
         """What the model says about itself."""
         return self.loaded.package.info
 
-    def check_outputs(self, paths: Sequence[str | None], pixel_bytes: int) -> None:
+    def check_outputs(
+        self,
+        paths: Sequence[str | None],
+        pixel_bytes: int,
+        suffixes: Sequence[str] = RASTER_SUFFIXES,
+    ) -> None:
         """Refuse outputs that cannot be written, before work begins.
 
         Args:
             paths: of the outputs; None: not wanted.
             pixel_bytes: of all of them together.
+            suffixes: that they may have.
 
         Raises:
             OutputError: one of them cannot be written.
@@ -91,7 +98,7 @@ class Prediction:
         request = self.request
         inputs = [*self.scene.files, *([request.mask] if request.mask else [])]
         needed_bytes = self.grid.height * self.grid.width * pixel_bytes * BYTES_WHILE_WRITING
-        check_outputs(paths, inputs, needed_bytes=needed_bytes)
+        check_outputs(paths, inputs, suffixes=suffixes, needed_bytes=needed_bytes)
 
     def run(self, model: StripModel, sink: Sink, *, step: str, feedback: Feedback) -> None:
         """Run the model over the scene, see `stream_scene`."""
