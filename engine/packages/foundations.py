@@ -103,9 +103,10 @@ def load_foundation(
             encoder of a known layout.
     """
     path = Path(name_or_path).expanduser()
-    if path.name == WEIGHTS_NAME and is_package(path.parent):
+    if path.name in (WEIGHTS_NAME, METADATA_NAME) and is_package(path.parent):
         path = path.parent
-    elif path.suffix.lower() in CHECKPOINT_SUFFIXES:
+    is_file = path.is_file() and not is_package(path)
+    if is_file or path.suffix.lower() in CHECKPOINT_SUFFIXES:
         return _of_checkpoint(path, num_heads, decoder_num_heads)
     return _of_package(load_package(str(path) if path.exists() else name_or_path))
 

@@ -424,6 +424,21 @@ def test_a_model_that_is_no_encoder_is_refused(tmp_path):
         load_foundation(str(path))
 
 
+def test_another_kind_of_file_is_refused(tmp_path):
+    (tmp_path / "scene.tif").write_bytes(b"II*")
+    with pytest.raises(PackageError, match=r"does not look like a file of weights.*\.pt, \.pth"):
+        load_foundation(str(tmp_path / "scene.tif"))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("nowhere.pth", r"no file of weights .*nowhere\.pth"), ("nothing", "no model package")],
+)
+def test_what_is_not_there_is_said(tmp_path, name, message):
+    with pytest.raises(PackageError, match=message):
+        load_foundation(str(tmp_path / name))
+
+
 # Other choices, the same weights
 
 
