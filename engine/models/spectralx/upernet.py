@@ -22,7 +22,7 @@ Norm = Literal["batch", "group"]
 LEVELS = 4  # maps of the pyramid, finest first
 SCALES = (4.0, 2.0, 1.0, 0.5)  # of the published pyramid: their sides over that of the token grid
 HEAD_NORM_EPS = 1e-6  # published; torch's own default is ten times larger
-GROUPS = 8
+GROUPS, CHANNELS_PER_GROUP = 8, 4  # of group normalisation: at most, at least
 
 
 def pyramid_sides(grid: int, patch_px: int, scales: Sequence[float] = SCALES) -> tuple[int, ...]:
@@ -195,5 +195,7 @@ def _norm(channels: int, norm: Norm) -> nn.Module:
     """One that depends on the batch in training, or one that never does."""
     if norm == "batch":
         return _BatchNorm(channels, eps=HEAD_NORM_EPS)
-    groups = next(count for count in range(min(GROUPS, channels), 0, -1) if channels % count == 0)
+    # A group of several channels has a spread even where a map is a single cell.
+    most = max(min(GROUPS, channels // CHANNELS_PER_GROUP), 1)
+    groups = next(count for count in range(most, 0, -1) if channels % count == 0)
     return nn.GroupNorm(groups, channels, eps=HEAD_NORM_EPS)
