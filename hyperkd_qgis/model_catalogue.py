@@ -46,12 +46,14 @@ class ModelUse:
         tasks: of packages that serve, whatever their architecture.
         architectures: of packages that serve, whatever their task.
         takes_checkpoints: whether a file of weights serves too, without a package around it.
+        favourite: architecture that is rather taken when nothing is chosen.
     """
 
     noun: str
     tasks: tuple[str, ...] = ()
     architectures: tuple[str, ...] = ()
     takes_checkpoints: bool = False
+    favourite: str = ""
 
     def accepts(self, model: InstalledModel) -> bool:
         """Say whether a package serves; of one that does not say what it is, the engine will."""
@@ -67,14 +69,15 @@ class ModelUse:
 
 CHECKPOINT_SUFFIXES = (".pt", ".pth", ".bin", ".safetensors")
 
+_OF_CLASSES = ("semantic-segmentation",)
 _FOUNDATIONS = ("galileo", "prithvi-mae")
 
 USES: dict[str, ModelUse] = {
     "any": ModelUse("model"),
-    "segmenter": ModelUse("segmentation model", architectures=("spectralx-segmenter",)),
     "adapted": ModelUse("adapted backbone", architectures=("spectralx-adapted",)),
     "foundation": ModelUse("backbone to adapt", architectures=_FOUNDATIONS, takes_checkpoints=True),
-    "classifier": ModelUse("classifier", tasks=("semantic-segmentation",)),
+    "classifier": ModelUse("classifier", tasks=_OF_CLASSES, favourite="hyperkd-classifier"),
+    "segmenter": ModelUse("model of classes", tasks=_OF_CLASSES, favourite="spectralx-segmenter"),
     "regression": ModelUse("model of a quantity", tasks=("regression",)),
     "backbone": ModelUse(
         "backbone", architectures=("hyperkd-backbone", "hyperkd-classifier", "hyperkd-regressor")
@@ -120,7 +123,8 @@ def installed_models(*folders: Path) -> list[InstalledModel]:
 def default_model(plugin_folder: Path, use: ModelUse) -> str:
     """Name the packaged model for a use: the first of the plugin's own; empty without one."""
     entries = _entries(packaged_folder(plugin_folder))
-    models = (read_model(_name_of(entry), entry) for entry in entries if is_package(entry))
+    models = [read_model(_name_of(entry), entry) for entry in entries if is_package(entry)]
+    models.sort(key=lambda model: model.architecture != use.favourite)  # stable: by name else
     return next((model.name for model in models if use.accepts(model)), "")
 
 

@@ -96,7 +96,7 @@ def test_a_zip_packed_by_hand_has_a_folder_inside(tmp_path):
     [
         ("any", {CLASSIFIER, REGRESSOR, BACKBONE, GALILEO, PRITHVI, ADAPTED, SEGMENTER}),
         ("classifier", {CLASSIFIER, SEGMENTER}),
-        ("segmenter", {SEGMENTER}),
+        ("segmenter", {CLASSIFIER, SEGMENTER}),
         ("regression", {REGRESSOR}),
         ("backbone", {CLASSIFIER, REGRESSOR, BACKBONE}),
         ("teacher", {GALILEO, PRITHVI}),
@@ -132,6 +132,20 @@ def test_default_is_the_packaged_model_of_the_use(tmp_path):
     make_folder(tmp_path / "resources" / "models", "berlin", "Berlin", CLASSIFIER)
     assert default_model(tmp_path, USES["classifier"]) == "berlin"
     assert default_model(tmp_path, USES["teacher"]) == "alpha"
+
+
+@pytest.mark.parametrize(
+    ("kinds", "expected"),
+    [
+        ((CLASSIFIER, SEGMENTER), {"classifier": "alpha", "segmenter": "beta"}),
+        ((SEGMENTER, CLASSIFIER), {"classifier": "beta", "segmenter": "alpha"}),
+        ((CLASSIFIER, CLASSIFIER), {"classifier": "alpha", "segmenter": "alpha"}),
+    ],
+)
+def test_of_models_that_both_make_maps_each_algorithm_has_its_favourite(tmp_path, kinds, expected):
+    for name, kind in zip(("alpha", "beta"), kinds, strict=True):
+        make_folder(tmp_path / "resources" / "models", name, name, kind)
+    assert {use: default_model(tmp_path, USES[use]) for use in expected} == expected
 
 
 def test_without_a_packaged_model_there_is_no_default(tmp_path):
@@ -182,6 +196,21 @@ def test_both_sides_know_the_same_teachers():
     checkpoints = pytest.importorskip("engine.packages.checkpoints")
     assert USES["teacher"].architectures == teachers.TEACHER_ARCHITECTURES
     assert model_catalogue.CHECKPOINT_SUFFIXES == checkpoints.CHECKPOINT_SUFFIXES
+
+
+def test_both_sides_know_the_same_foundations():
+    foundations = pytest.importorskip("engine.packages.foundations")
+    assert USES["foundation"].architectures == foundations.FOUNDATION_ARCHITECTURES
+
+
+def test_both_sides_know_the_same_adapters_and_segmenters():
+    build = pytest.importorskip("engine.packages.build")
+    named = {
+        *USES["adapted"].architectures,
+        USES["segmenter"].favourite,
+        USES["classifier"].favourite,
+    }
+    assert named <= set(build.ARCHITECTURES)
 
 
 def test_both_sides_know_the_same_backbones():

@@ -161,7 +161,7 @@ def offered(wrapper):
     ("name", "parameter", "expected"),
     [
         ("classify", "MODEL", {"alps", "berlin", "cities"}),
-        ("segment", "MODEL", {"cities"}),
+        ("segment", "MODEL", {"alps", "berlin", "cities"}),
         ("estimate", "MODEL", {"carbon"}),
         (
             "describemodel",

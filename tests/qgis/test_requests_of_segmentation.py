@@ -129,12 +129,18 @@ def test_a_negative_area_is_refused(client, scene_path):
         segment(scene_path, MIN_AREA=-1.0)
 
 
-@pytest.mark.parametrize("name", ["berlin", "my-adapters", "my-teacher", "carbon"])
+@pytest.mark.parametrize("name", ["my-adapters", "my-teacher", "carbon"])
 def test_what_segments_nothing_is_refused(client, scene_path, name):
     with pytest.raises(
-        QgsProcessingException, match=f"The model {name} is no segmentation model: .*cities"
+        QgsProcessingException, match=f"The model {name} is no model of classes: .*cities"
     ):
         segment(scene_path, MODEL=name)
+
+
+@pytest.mark.parametrize("name", ["berlin", "cities"])
+def test_every_model_of_classes_makes_polygons(client, scene_path, tmp_path, name):
+    segment(scene_path, MODEL=name, POLYGONS=str(tmp_path / "p.gpkg"))
+    assert client.parameters["model"] == name
 
 
 def test_classify_offers_support(client, scene_path, tmp_path):
