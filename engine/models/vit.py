@@ -18,6 +18,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from engine.models.spectralx.encodings import spatial_encoding
 from engine.models.teacher import keep_tokens
 from engine.models.transformer import Mlp, init_transformer
 from engine.models.vit_positions import (
@@ -27,7 +28,6 @@ from engine.models.vit_positions import (
     rope_angles,
     rope_periods,
     rotate,
-    scaled_positions,
 )
 
 Positions = Literal["stored", "sincos", "gsd", "rope", "galileo", "none"]
@@ -216,7 +216,7 @@ class ViT(nn.Module):
         if kind in ("none", "rope"):
             return None, None
         if kind == "gsd":
-            return None, scaled_positions(rows, cols, width, step)
+            return None, spatial_encoding(rows, cols, width, step)
         if self.pos_embed is None:
             raise ValueError(f"This encoder has no table for {kind} positions.")
         table = self.pos_embed[0]

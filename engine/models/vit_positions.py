@@ -1,7 +1,8 @@
 """Where a token stands, for vision transformers that others trained: tables and rotations.
 
-Additive tables (plain sin-cos, sin-cos on scaled ground, learned ones) and the rotary positions of
-DINOv3 (arXiv 2508.10104), each for any grid of tokens.
+Additive tables (plain sin-cos, Galileo's, learned ones) and the rotary positions of DINOv3 (arXiv
+2508.10104), each for any grid of tokens. Sin-cos on scaled coordinates is a code of SpectralX too
+and stands in `engine.models.spectralx.encodings`.
 """
 
 from __future__ import annotations
@@ -14,32 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from engine.models.galileo_embedding import REFERENCE_PIXEL_M, place_codes
-from engine.models.transformer import POSITION_BASE, sincos_positions
-
-
-def scaled_positions(rows: int, cols: int, width: int, step: float) -> Tensor:
-    """Plain sin-cos positions whose coordinates were multiplied by a step, as ScaleMAE has them.
-
-    All in float32, as the public weights were trained: exact frequencies differ by up to 1e-5.
-
-    Args:
-        rows: of the token grid.
-        cols: of the token grid.
-        width: D, divisible by 4; one half for the column, one for the row.
-        step: what one token counts.
-
-    Returns:
-        (rows * cols, width) float32, row by row.
-    """
-    quarter = width // 4
-    frequency = 1.0 / POSITION_BASE ** (torch.arange(quarter, dtype=torch.float32) / quarter)
-    codes = []
-    for length in (cols, rows):
-        angle = (torch.arange(length, dtype=torch.float32) * step)[:, None] * frequency
-        codes.append(torch.cat([angle.sin(), angle.cos()], dim=1))
-    shape = (rows, cols, width // 2)
-    col_code, row_code = codes[0][None].expand(shape), codes[1][:, None].expand(shape)
-    return torch.cat([col_code, row_code], dim=-1).flatten(0, 1)
+from engine.models.transformer import sincos_positions
 
 
 def galileo_positions(rows: int, cols: int, width: int, step: float) -> Tensor:

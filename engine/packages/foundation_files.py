@@ -19,6 +19,7 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from engine.packages.checkpoints import CHECKPOINT_SUFFIXES
+from engine.packages.files import METADATA_NAME
 from engine.packages.installed import user_models_folder
 
 REMEMBERED_NAME = "foundations.json"
@@ -79,7 +80,7 @@ def find_file(sha256: str, name: str, folders: Sequence[Path] = ()) -> Path | No
         sha256: 64 hexadecimal digits.
         name: it had when the model was trained, without its ending; files of this name are hashed
             first.
-        folders: where to look beside the places that are remembered and the user's models folder.
+        folders: where to look for a file of this name too; they may be large.
     """
     places = [file for file in _remembered() if file.sha256 == sha256]
     for file in places:
@@ -87,7 +88,7 @@ def find_file(sha256: str, name: str, folders: Sequence[Path] = ()) -> Path | No
             return Path(file.path)
     # A place whose file was touched may still hold the same.
     touched = {Path(file.path) for file in places if Path(file.path).is_file()}
-    others = touched.union(_checkpoints(folders))
+    others = touched.union(_checkpoints(name, folders))
     paths = sorted(others, key=lambda path: (path.stem != name, str(path)))
     return next((path for path, found in _hashed(paths) if found == sha256), None)
 
@@ -100,22 +101,23 @@ def files_named(name: str, folders: Sequence[Path] = ()) -> list[HashedFile]:
         folders: as `find_file`.
     """
     places = [Path(file.path) for file in _remembered() if file.is_current()]
-    paths = [path for path in (*places, *_checkpoints(folders)) if path.stem == name]
+    paths = [path for path in (*places, *_checkpoints(name, folders)) if path.stem == name]
     return [HashedFile(str(path), 0, 0, sha256) for path, sha256 in _hashed(sorted(set(paths)))]
 
 
-def _checkpoints(folders: Sequence[Path]) -> Iterator[Path]:
-    """Files of weights in folders and the folders in them; weights of packages are not looked at.
+def _checkpoints(name: str, folders: Sequence[Path]) -> Iterator[Path]:
+    """Files of weights: all of the user's models folder, those of a name in other folders.
 
     A package's weights stand beside a model.json and are found by it.
     """
-    for folder in (user_models_folder(), *folders):
-        for pattern in ("*", "*/*"):
-            with suppress(OSError):
-                for path in folder.glob(pattern):
-                    is_packaged = (path.parent / "model.json").is_file()
-                    if path.suffix.lower() in CHECKPOINT_SUFFIXES and not is_packaged:
-                        yield path.absolute()
+    user = user_models_folder()
+    for folder, pattern in ((user, "*"), (user, "*/*"), *((other, "*") for other in folders)):
+        with suppress(OSError):
+            for path in folder.glob(pattern):
+                is_wanted = folder == user or path.stem == name
+                is_packaged = (path.parent / METADATA_NAME).is_file()
+                if path.suffix.lower() in CHECKPOINT_SUFFIXES and is_wanted and not is_packaged:
+                    yield path.absolute()
 
 
 def _hashed(paths: Iterable[Path]) -> Iterator[tuple[Path, str]]:

@@ -182,7 +182,7 @@ def find_foundation(
     Args:
         identity: as the model holds it.
         config: of the encoder that the model was made for; tells the heads, and is compared.
-        folders: where to look for files of weights too, for example beside the model.
+        folders: where to look for a file of weights of its name too, for example beside the model.
 
     Raises:
         PackageError: it is not there; a file of its name is another; it has other sizes than

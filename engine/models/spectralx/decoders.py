@@ -19,12 +19,13 @@ from engine.models.mae import DecoderConfig
 from engine.models.spectralx.adapted import AdaptedConfig
 from engine.models.spectralx.aomoa import AdaptedLinear
 from engine.models.spectralx.decoder import ChipTokens, PixelDecoder
+from engine.models.spectralx.encodings import spatial_encoding
 from engine.models.spectralx.low_rank import LowRankLinear
 from engine.models.spectralx.plain_decoder import PlainDecoder
 from engine.models.spectralx.satmaepp_decoder import SatMAEppDecoder
 from engine.models.spectralx.scalemae_decoder import HIGH_PX, HeadConfig, ScaleMAEDecoder
 from engine.models.vit import ViTConfig
-from engine.models.vit_positions import plain_positions, resized_positions, scaled_positions
+from engine.models.vit_positions import plain_positions, resized_positions
 
 DecoderKind = Literal["scalemae", "satmaepp", "mae", "plain"]
 """Whose decoder: ScaleMAE's, SatMAE++'s, that of MAE and Prithvi, or a fresh one of ours."""
@@ -138,7 +139,7 @@ def _build(source: DecoderSource, tokens: ChipTokens, vit: ViTConfig) -> PixelDe
         mlp_ratio=tensors["decoder_blocks.0.mlp.fc1.weight"].shape[0] / width,
     )
     if source.kind == "scalemae":
-        positions = scaled_positions(tokens.grid, tokens.grid, width, SCALEMAE_STEP)
+        positions = spatial_encoding(tokens.grid, tokens.grid, width, SCALEMAE_STEP)
         head = HeadConfig(
             width=tensors["fcn_low.proj.weight"].shape[0],
             layers=_count(tensors, "fcn_low.conv_blocks."),

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from engine.models.spectralx.encodings import spatial_encoding
 from engine.models.transformer import sincos_positions
 from engine.models.vit import ViT, ViTBlock, ViTConfig, _turn_last
-from engine.models.vit_positions import resized_positions, rope_angles, rotate, scaled_positions
+from engine.models.vit_positions import resized_positions, rope_angles, rotate
 
 WIDTH, GRID = 32, 4
 
@@ -104,17 +105,17 @@ def test_stored_positions_are_resized_for_other_grids(corners):
 
 
 def test_a_step_multiplies_the_coordinates():
-    by_four = scaled_positions(2, 2, WIDTH, 4.0)
-    plain = scaled_positions(5, 5, WIDTH, 1.0).reshape(5, 5, WIDTH)[::4, ::4].reshape(4, WIDTH)
+    by_four = spatial_encoding(2, 2, WIDTH, 4.0)
+    plain = spatial_encoding(5, 5, WIDTH, 1.0).reshape(5, 5, WIDTH)[::4, ::4].reshape(4, WIDTH)
     torch.testing.assert_close(by_four, plain)
-    torch.testing.assert_close(scaled_positions(3, 5, WIDTH, 1.0), sincos_positions(3, 5, WIDTH))
+    torch.testing.assert_close(spatial_encoding(3, 5, WIDTH, 1.0), sincos_positions(3, 5, WIDTH))
 
 
 def test_scaled_positions_give_cls_nothing():
     vit = make_vit(positions="stored")
     prefix, patches = vit.position_codes("gsd", GRID, GRID, 10.0)
     assert prefix is None
-    assert torch.equal(patches, scaled_positions(GRID, GRID, WIDTH, 10.0))
+    assert torch.equal(patches, spatial_encoding(GRID, GRID, WIDTH, 10.0))
 
 
 def test_a_call_may_take_other_positions_than_the_settings():

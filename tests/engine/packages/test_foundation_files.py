@@ -97,6 +97,15 @@ def test_a_file_beside_the_model_is_found(tmp_path):
         find_foundation(foundation.identity, config, folders=[path.parent])
 
 
+def test_files_of_other_names_beside_the_model_are_not_read(tmp_path, hashed):
+    """It may lie in a folder of downloads, among large things."""
+    foundation, path = made(tmp_path / "beside")
+    made(path.parent, "another.pt", seed=1)
+    config = foundation.vit.config
+    find_foundation(foundation.identity, config, folders=[path.parent])
+    assert hashed == ["backbone.pt"]
+
+
 def test_files_of_the_models_folder_are_hashed_once(tmp_path, user_folder, hashed):
     foundation, path = made(tmp_path, "wanted.pt")
     made(user_folder, "another.pt", seed=1)

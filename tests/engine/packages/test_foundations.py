@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from dataclasses import asdict, replace
-from pathlib import PosixPath
+from pathlib import Path, PosixPath
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ from engine.models.prithvi import PrithviMAE
 from engine.models.transformer import Block
 from engine.models.vit import FoundationIdentity
 from engine.packages.foundations import check_config, fitted_vit, load_foundation
-from engine.packages.package import save_package
+from engine.packages.package import build_model, load_package, save_package
 from engine.packages.vit_layouts import KINDS
 from tests.engine.packages.factory import TinyConfig, TinyModel, tiny_info
 from tests.engine.packages.made_foundations import (
@@ -173,6 +173,20 @@ def test_galileos_joined_layers_equal_its_own(tmp_path):
         for block, tap in zip(own.blocks, found, strict=True):
             x = block(x)
             torch.testing.assert_close(tap, x)
+
+
+def test_galileo_nanos_joined_layers_equal_its_own():
+    package = Path(__file__).parents[3] / "resources" / "models" / "galileo-nano"
+    own = build_model(load_package(str(package)))
+    foundation = load_foundation(str(package))
+    tokens = 3 * draw_tokens(width=128)
+    found = encode(foundation.vit, tokens, taps=(0, 1, 2, 3), positions="none").taps
+    x = tokens
+    with torch.no_grad():
+        for block, tap in zip(own.blocks, found, strict=True):
+            x = block(x)
+            torch.testing.assert_close(tap, x, atol=1e-4, rtol=1e-5)
+    assert (foundation.identity.kind, foundation.identity.licence) == ("galileo", "MIT")
 
 
 def test_galileos_positions_are_the_mean_of_its_groups(tmp_path):
