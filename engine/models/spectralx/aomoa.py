@@ -57,12 +57,12 @@ class AdaptedLinear(nn.Module):
 
     Args:
         base: the layer, which is frozen here; both widths even.
-        experts: E.
+        experts: E, 2 or more.
         top_k: experts that answer for half a token, 1 to E.
         zero_init: start as the bare layer (ours); the published expansion starts at random.
 
     Raises:
-        ValueError: a width is odd, or ``top_k`` is out of range.
+        ValueError: a width is odd, or a number of experts is out of range.
     """
 
     def __init__(
@@ -74,8 +74,11 @@ class AdaptedLinear(nn.Module):
                 "A linear layer is adapted in two halves: its widths must be even, not "
                 f"{base.in_features} and {base.out_features}."
             )
-        if not 1 <= top_k <= experts:
-            raise ValueError(f"Of {experts} experts 1 to {experts} can answer, not {top_k}.")
+        if experts < 2 or not 1 <= top_k <= experts:
+            raise ValueError(
+                "A mixture has 2 experts or more, of which 1 or more answer; not "
+                f"{top_k} of {experts}."
+            )
         self.top_k = top_k
         self.base = base.requires_grad_(False)
         half = base.in_features // ATTRIBUTES

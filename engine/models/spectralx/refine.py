@@ -116,9 +116,11 @@ class RefiningAdapter(nn.Module):
 
     def keys(self, low: LowLevel) -> LowLevelKeys:
         """Prepare the low-level features, once for all blocks; without a graph where hard."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.match == "soft"):
+        learns = torch.is_grad_enabled() and self.match == "soft"
+        with torch.set_grad_enabled(learns), _exact(low.spatial):
             return LowLevelKeys(
-                self.spatial_match.keys(low.spatial), self.spectral_match.keys(low.spectral)
+                self.spatial_match.keys(self._as_weights(low.spatial)),
+                self.spectral_match.keys(self._as_weights(low.spectral)),
             )
 
     def pick(self, match: AttributeMatch, keys: Tensor, tokens: Tensor) -> Tensor:
@@ -133,8 +135,10 @@ class RefiningAdapter(nn.Module):
             (B, L, D / 2), normed.
         """
         if self.match == "soft":
-            share = match.scores(keys, tokens).softmax(dim=1)  # over the tokens
-            mean: Tensor = self.norm(share.transpose(1, 2) @ tokens)
+            with _exact(tokens):
+                tokens = self._as_weights(tokens)
+                share = match.scores(keys, tokens).softmax(dim=1)  # over the tokens
+                mean: Tensor = self.norm(share.transpose(1, 2) @ tokens)
             return mean
         index = self.choose(match, keys, tokens)
         # The norm looks at one token at a time, so it may come before the choice, which repeats.
@@ -148,5 +152,16 @@ class RefiningAdapter(nn.Module):
         A token's looks sum to 1 over the places, as published: of two tokens with equal scores
         the one that looks at fewer places wins.
         """
-        # The logarithm has the same order and no underflow.
-        return F.log_softmax(match.scores(keys, tokens), dim=2).argmax(dim=1)
+        with _exact(tokens):
+            scores = match.scores(keys, self._as_weights(tokens))
+            # The logarithm has the same order and no underflow.
+            return F.log_softmax(scores, dim=2).argmax(dim=1)
+
+    def _as_weights(self, values: Tensor) -> Tensor:
+        """Features or tokens in the type of the weights."""
+        return values.to(self.scale.dtype)
+
+
+def _exact(values: Tensor) -> torch.autocast:
+    """No lower precision inside: bfloat16's three digits would choose other tokens."""
+    return torch.autocast(values.device.type, enabled=False)
