@@ -64,7 +64,7 @@ class ScaleMAEDecoder(PixelDecoder):
     The prefix tokens are left out before its blocks.
 
     Args:
-        tokens: of the encoder; a token's side divides 32 px or is a multiple of it.
+        tokens: of the encoder; the side of a token divides 32 px.
         config: of the transformer.
         positions: (P + N, width) float32; those of the prefix have no use.
         head: of both heads.
