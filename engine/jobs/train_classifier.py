@@ -34,6 +34,7 @@ from engine.jobs.shared.training import (
 from engine.models.classifier import ClassifierConfig
 from engine.packages.metadata import ModelInfo, Normalisation
 from engine.packages.package import save_package
+from engine.packages.parts import ModelParts
 from engine.raster.labels import open_labels
 from engine.raster.scene import Scene
 from engine.raster.spectra import BandTable
@@ -62,8 +63,8 @@ def train_classifier(request: Request, feedback: Feedback) -> dict[str, Any]:
 
     Returns:
         ``output`` and, when asked for, ``report`` (paths); ``overall_accuracy``,
-        ``balanced_accuracy``, ``kappa``, ``f1_macro`` and ``iou_macro`` on the places that were
-        held out, null without any.
+        ``balanced_accuracy``, ``kappa``, ``f1_macro``, ``iou_macro`` and ``ece``, the expected
+        calibration error, on the places that were held out, null without any.
 
     Raises:
         DeviceError: a GPU is required and there is none.
@@ -113,8 +114,13 @@ def train_classifier(request: Request, feedback: Feedback) -> dict[str, Any]:
     feedback.progress(0.95, "Saving the model")
     feedback.raise_if_cancelled()
     info = _describe(request, scenes, bands, classes, samples, trained)
-    output = save_package(request.output, info, trained.model.state_dict())
-    result: dict[str, Any] = {"output": str(output), **score_values(trained.scores)}
+    parts = ModelParts(trained.support, trained.calibration.temperature)
+    output = save_package(request.output, info, trained.model.state_dict() | parts.state())
+    result: dict[str, Any] = {
+        "output": str(output),
+        **score_values(trained.scores),
+        "ece": trained.calibration.ece,
+    }
     if request.report is not None:
         feedback.progress(0.98, "Writing the report")
         shown = report_values(
@@ -194,6 +200,8 @@ def _training_facts(
             "with_heads": trained.context.choice.without[1],
         },
         "baselines": {name: scores.balanced_accuracy for name, scores in trained.baselines.items()},
+        "temperature": trained.calibration.temperature,
+        "ece": trained.calibration.ece,
         "bfloat16_agreement": bfloat16_agreement(trained.model, samples),
     }
     return facts

@@ -71,10 +71,12 @@ class ContextFit:
     Args:
         model: with heads' share and gate set in its configuration, in evaluation mode.
         choice: the gate and its reasons.
+        held_out: (M, K) cross-fitted answers of the whole model, on the device of the fit.
     """
 
     model: PixelModel
     choice: GateChoice
+    held_out: Tensor
 
 
 def fit_context(
@@ -127,7 +129,10 @@ def fit_context(
     model = _model(config, start, seed, spectral, heads, None)
     last = StepFeedback(feedback, folds / runs, 1.0)
     trainer.train(model, start, None, seed, choice.epochs, last)
-    return ContextFit(model.eval().cpu(), choice)
+    held_out = heads.held_out
+    if choice.gate > 0:
+        held_out = held_out + choice.gate * added[choice.epochs]
+    return ContextFit(model.eval().cpu(), choice, held_out)
 
 
 def _model(

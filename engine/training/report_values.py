@@ -13,6 +13,7 @@ from matplotlib.patches import Patch
 
 from engine.raster.style import ClassInfo
 from engine.report import confusion_figure, figure_to_data_uri
+from engine.training.calibration import reliability_figure
 from engine.training.classifier import TrainedClassifier
 from engine.training.metrics import Scores
 from engine.training.report_figures import (
@@ -61,6 +62,10 @@ def report_values(
         "names": _names(classes),
         "confusion": None if scores is None else scores.confusion.tolist(),
         "confusion_figure": None if figure is None else figure_to_data_uri(figure),
+        "calibration": trained.calibration,
+        "reliability_figure": None
+        if trained.calibration.after is None
+        else figure_to_data_uri(reliability_figure(trained.calibration)),
         "curves_figure": figure_to_data_uri(curves_figure(trained.spectral, "balanced accuracy")),
         "map_figures": [
             (name, figure_to_data_uri(_map_figure(trained, samples, classes, index)))

@@ -143,7 +143,7 @@ def test_the_report_shows_scores_baselines_curves_and_places(train, tmp_path):
     for text in ("Random forest", "Support vector machine", "Logistic regression", "lake"):
         assert text in html
     assert "held out" in html
-    assert html.count("data:image/png;base64,") == 3  # confusion, places, curves
+    assert html.count("data:image/png;base64,") == 4  # confusion, reliability, places, curves
 
 
 def test_classes_of_the_request_give_value_name_and_colour(train):
