@@ -16,11 +16,13 @@ import time
 import traceback
 from pathlib import Path
 
+import processing
 import qgis.utils
 from qgis.core import Qgis, QgsProject
-from qgis.PyQt.QtCore import QTimer
+from qgis.gui import QgsMessageBar
+from qgis.PyQt.QtCore import Qt, QTimer
 from qgis.PyQt.QtTest import QTest
-from qgis.PyQt.QtWidgets import QApplication
+from qgis.PyQt.QtWidgets import QApplication, QPushButton, QWidget
 from qgis.utils import iface
 
 LIMIT_S = float(os.environ.get("HYPERKD_GUI_LIMIT_S", "150"))
@@ -38,6 +40,8 @@ class Desk:
         self.pictures.mkdir(parents=True, exist_ok=True)
         self.facts = {"qgis": Qgis.QGIS_VERSION}
         self.failure = None
+        self.complaints = 0
+        """Messages in dialogs' bars: of parameters that are not as they should be."""
         self._count = 0
 
     def picture(self, name, widget=None):
@@ -73,6 +77,44 @@ class Desk:
             if type(widget).__name__ == class_name and widget.isVisible():
                 return widget
         return None
+
+    def open_algorithm(self, name, parameters):
+        """Open an algorithm's dialog and fill it in; a generator that gives the dialog."""
+        dialog = processing.createAlgorithmDialog(f"hyperkd:{name}", {})
+        dialog.resize(980, 800)
+        dialog.move(140, 40)
+        dialog.show()
+        yield 0.5
+        dialog.setParameters(parameters)
+        yield 0.3
+        return dialog
+
+    def run(self, dialog, name):
+        """Click on Run, wait, keep a picture of the log, close; a generator."""
+        finished = []
+        dialog.algorithmFinished.connect(lambda successful, results: finished.append(successful))
+        QTest.mouseClick(self.child(dialog, QPushButton, text="Run"), Qt.MouseButton.LeftButton)
+        yield lambda: finished
+        yield 0.3
+        self.picture(name, dialog)
+        assert finished == [True], "the algorithm failed; the log is in the picture"
+        yield from self.close(dialog)
+
+    def close(self, dialog):
+        """Close a dialog, and count its complaints; a generator."""
+        self.complaints += sum(len(bar.items()) for bar in dialog.findChildren(QgsMessageBar))
+        dialog.close()
+        yield 0.3
+
+    def names_in_sight(self, dialog):
+        """Name the parameters that are not folded away."""
+        advanced = self.child(dialog, QWidget, "grpAdvanced")
+        wrappers = dialog.mainWidget().wrappers
+        return {
+            name
+            for name, wrapper in wrappers.items()
+            if not advanced.isAncestorOf(wrapper.wrappedWidget())
+        }
 
     def type_into(self, widget, text):
         """Type as a user does."""
@@ -131,6 +173,7 @@ class Stage:
         outcome = {
             "failure": failure,
             "seconds": round(time.monotonic() - self._started_s, 2),
+            "complaints": self._desk.complaints,
             **self._desk.facts,
         }
         for widget in QApplication.topLevelWidgets():  # modal loops end with their dialogs

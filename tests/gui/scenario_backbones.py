@@ -3,12 +3,8 @@
 import os
 from pathlib import Path
 
-import processing
 from qgis.core import QgsApplication, QgsProject
-from qgis.gui import QgsMessageBar
-from qgis.PyQt.QtCore import Qt
-from qgis.PyQt.QtTest import QTest
-from qgis.PyQt.QtWidgets import QPushButton, QWidget
+from qgis.PyQt.QtWidgets import QWidget
 
 SCENE = os.environ["HYPERKD_SCENE"]
 VALUES = os.environ["HYPERKD_VALUES"]
@@ -36,100 +32,57 @@ def find(algorithm_id):
     return QgsApplication.processingRegistry().algorithmById(algorithm_id)
 
 
-def open_dialog(name):
-    dialog = processing.createAlgorithmDialog(f"hyperkd:{name}", {})
-    dialog.resize(980, 800)
-    dialog.move(140, 40)
-    dialog.show()
-    return dialog
-
-
 def look_at_distillation(desk, scene):
     """Six parameters are in sight; the teacher is the packaged one, by its title."""
-    dialog = open_dialog("distillbackbone")
-    yield 0.5
-    dialog.setParameters({"INPUT": [scene.id()]})
-    yield 0.3
+    dialog = yield from desk.open_algorithm("distillbackbone", {"INPUT": [scene.id()]})
     desk.picture("distillation-dialog", dialog)
-    wrappers = dialog.mainWidget().wrappers
-    box = wrappers["TEACHER"].widget
+    box = dialog.mainWidget().wrappers["TEACHER"].widget
     assert type(box).__name__ == "ModelBox", box
     assert box.value() == "galileo-nano", box.value()
     assert box.combo.currentText() != box.value(), "the teacher is shown by its name"
     titles = [box.combo.itemText(index) for index in range(box.combo.count())]
     assert not any("Land cover" in title for title in titles), titles
-    advanced = desk.child(dialog, QWidget, "grpAdvanced")
-    shown = {
-        name
-        for name, wrapper in wrappers.items()
-        if not advanced.isAncestorOf(wrapper.wrappedWidget())
-    }
-    assert shown <= PLAIN, shown
-    advanced.setProperty("collapsed", False)
+    assert desk.names_in_sight(dialog) <= PLAIN, desk.names_in_sight(dialog)
+    desk.child(dialog, QWidget, "grpAdvanced").setProperty("collapsed", False)
     yield 0.5
     desk.picture("distillation-advanced", dialog)
-    desk.facts["complaints"] = complaints(dialog)
-    dialog.close()
-    yield 0.3
+    yield from desk.close(dialog)
 
 
 def look_at_pretraining(desk):
-    dialog = open_dialog("pretrainteacher")
-    yield 0.5
+    dialog = yield from desk.open_algorithm("pretrainteacher", {})
     desk.picture("pretraining-dialog", dialog)
-    desk.facts["complaints"] += complaints(dialog)
-    dialog.close()
-    yield 0.3
+    yield from desk.close(dialog)
 
 
 def train(desk, scene):
     """A regression on a raster of values: no field is asked for."""
     values = desk.iface.addRasterLayer(VALUES, "Vegetation cover")
     assert values.isValid()
-    dialog = open_dialog("trainregression")
-    yield 0.5
-    dialog.setParameters(
-        {
-            "INPUT": [scene.id()],
-            "TRAINING": values.id(),
-            "QUANTITY": "vegetation cover",
-            "UNIT": "%",
-            "EPOCHS": 5,
-            "DEVICE": "cpu",
-            "OUTPUT": str(WORK / "vegetation.zip"),
-            "REPORT": str(WORK / "vegetation.html"),
-        }
-    )
-    yield 0.3
+    parameters = {
+        "INPUT": [scene.id()],
+        "TRAINING": values.id(),
+        "QUANTITY": "vegetation cover",
+        "UNIT": "%",
+        "EPOCHS": 5,
+        "DEVICE": "cpu",
+        "OUTPUT": str(WORK / "vegetation.zip"),
+        "REPORT": str(WORK / "vegetation.html"),
+    }
+    dialog = yield from desk.open_algorithm("trainregression", parameters)
     desk.picture("regression-dialog", dialog)
     assert not dialog.mainWidget().wrappers["VALUE_FIELD"].parameterValue()
-    yield from run(desk, dialog, "regression-log")
+    yield from desk.run(dialog, "regression-log")
     assert (WORK / "vegetation.zip").is_file()
     QgsProject.instance().removeMapLayer(values.id())
 
 
 def estimate(desk, scene):
     """The package that was just made is chosen by its path."""
-    dialog = open_dialog("estimate")
-    yield 0.5
-    model = str(WORK / "vegetation.zip")
-    dialog.setParameters({"INPUT": scene.id(), "MODEL": model})
-    yield 0.3
+    parameters = {"INPUT": scene.id(), "MODEL": str(WORK / "vegetation.zip")}
+    dialog = yield from desk.open_algorithm("estimate", parameters)
     desk.picture("estimate-dialog", dialog)
-    yield from run(desk, dialog, "estimate-log")
-
-
-def run(desk, dialog, name):
-    finished = []
-    dialog.algorithmFinished.connect(lambda successful, results: finished.append(successful))
-    QTest.mouseClick(desk.child(dialog, QPushButton, text="Run"), Qt.MouseButton.LeftButton)
-    yield lambda: finished
-    yield 0.3
-    desk.picture(name, dialog)
-    assert finished == [True], "the algorithm failed; the log is in the picture"
-    desk.facts["complaints"] += complaints(dialog)
-    dialog.close()
-    yield 0.3
+    yield from desk.run(dialog, "estimate-log")
 
 
 def check_layer(desk, scene):
@@ -148,8 +101,3 @@ def check_layer(desk, scene):
     yield lambda: not desk.iface.mapCanvas().isDrawing()
     yield 0.5
     desk.picture("estimate")
-
-
-def complaints(dialog):
-    """Count the messages in a dialog's bars: of parameters that are not as they should be."""
-    return sum(len(bar.items()) for bar in dialog.findChildren(QgsMessageBar))

@@ -13,7 +13,6 @@ from qgis.core import (
     QgsProject,
     QgsRasterMinMaxOrigin,
 )
-from qgis.gui import QgsMessageBar
 from qgis.PyQt.QtCore import QModelIndex, Qt
 from qgis.PyQt.QtTest import QTest
 from qgis.PyQt.QtWidgets import QDockWidget, QLineEdit, QPushButton, QTreeView, QWidget
@@ -221,7 +220,4 @@ def look_at_training(desk):
     wrappers = dialog.mainWidget().wrappers
     assert wrappers["TRAINING"].parameterValue() == classes.id()
     assert not wrappers["CLASS_FIELD"].parameterValue()
-    bars = dialog.findChildren(QgsMessageBar)
-    desk.facts["complaints"] = sum(len(bar.items()) for bar in bars)
-    dialog.close()
-    yield 0.3
+    yield from desk.close(dialog)

@@ -196,3 +196,15 @@ def test_from_a_raster_of_values_to_a_map_of_the_quantity(tmp_path):
     names = {path.stem[3:] for path in outcome["pictures"].glob("*.png")}
     wanted = {"distillation-dialog", "distillation-advanced", "pretraining-dialog"}
     assert wanted | {"regression-dialog", "regression-log", "estimate-dialog", "estimate"} <= names
+
+
+def test_from_a_backbone_to_polygons_on_the_map(tmp_path):
+    outcome = play("scenario_segmentation.py", PICTURES / "segmentation", tmp_path)
+    assert outcome["failure"] == ""
+    assert outcome["code"] == 0
+    assert outcome["unloaded"] is True
+    assert outcome["polygons"] > 1
+    assert outcome["complaints"] == 0
+    names = {path.stem[3:] for path in outcome["pictures"].glob("*.png")}
+    dialogs = {"adapting-dialog", "segmentation-training-dialog", "segmentation-dialog"}
+    assert dialogs | {"polygons", "land-cover", "confidence", "support"} <= names
