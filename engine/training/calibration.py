@@ -76,7 +76,8 @@ def fit_temperature(logits: Tensor, target: Tensor, weight: Tensor | None = None
     """Find the temperature with the lowest cross entropy.
 
     Cross entropy is convex in 1 / temperature, so its slope has one zero at most, which is found
-    by halving; where a model is never wrong, the answer is the smallest temperature, 0.05.
+    by halving. One answer in so many as there are is taken to be as good as guessed, as Platt
+    (1999) does, so that a model that was never wrong on few pixels does not become certain.
 
     Args:
         logits: (M, K), of places that training did not see.
@@ -93,7 +94,11 @@ def fit_temperature(logits: Tensor, target: Tensor, weight: Tensor | None = None
     counts = torch.ones(len(logits)) if weight is None else weight.detach().cpu()
     if not len(logits) or float(counts.sum()) <= 0:
         return 1.0
-    share = target.double() * counts.double()[:, None]
+    guessed = 1 / (int((counts > 0).sum()) + 2)
+    target = torch.lerp(
+        target.double(), torch.full(target.shape, 1 / target.shape[1]).double(), guessed
+    )
+    share = target * counts.double()[:, None]
     total = share.sum(dim=1, keepdim=True)
 
     def slope(log_inverse: float) -> float:
