@@ -189,7 +189,7 @@ class AdaptedViT(nn.Module):
         frozen = {
             id(t) for n, t in self.vit.state_dict(keep_vars=True).items() if n not in changing
         }
-        self._norms = tuple(layer_norms(self.vit).values())
+        self._norm_names = tuple(layer_norms(self.vit))
         self._inserted = _insert_adapters(self.vit, config)
         # By identity, because an adapted layer's own tensors have moved into it.
         everything = self.state_dict(keep_vars=True)
@@ -259,15 +259,15 @@ class AdaptedViT(nn.Module):
         if config.adaptation == "frozen":
             return
         if config.norms_trainable:
-            for parameter in self._norms:
-                parameter.requires_grad_(True)
+            for name in self._norm_names:
+                self.vit.get_parameter(name).requires_grad_(True)
         if stage == 1 and self.vit.prefix is not None:
             self.vit.prefix.requires_grad_(True)
 
     def trainable_counts(self) -> dict[str, int]:
         """Count the values that train now, part by part; parts without any are left out."""
         parts: dict[str, list[nn.Parameter]] = {
-            "norms": list(self._norms),
+            "norms": [self.vit.get_parameter(name) for name in self._norm_names],
             **_tokenizer_parts(self.tokenizer),
         }
         for module in self._inserted.values():

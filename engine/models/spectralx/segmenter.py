@@ -28,6 +28,8 @@ from engine.models.spectralx.upernet import (
 )
 from engine.models.vit import ViT
 
+__all__ = ["Match", "SegmenterConfig", "SpectralXSegmenter"]
+
 # Chips overlap by twice this share of their side, and each pixel is computed 1 / (1 - 0.18)^2 =
 # 1.49 times.
 HALO_SHARE = 0.09
