@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 # A cylindrical projection of the WGS 84 ellipsoid that keeps areas; metres.
 _EQUAL_AREA = "EPSG:6933"
-_EQUAL_AREA_WIDTH_M = 34_735_060.9  # around the world
+_EQUAL_AREA_WIDTH_M = 34_735_060.890323  # around the world
 # A projected CRS whose areas are true to this share is taken by its word: UTM is, Web Mercator
 # is not.
 _TRUE_SHARE = 0.01

@@ -26,8 +26,9 @@ from rasterio.features import shapes
 from engine.errors import OutputError
 from engine.feedback import Feedback
 from engine.raster.connected import Labels, label_patches
+from engine.raster.geopackage_style import add_default_style
 from engine.raster.pixel_area import PixelAreas
-from engine.raster.style import ClassInfo
+from engine.raster.style import ClassInfo, ClassStyle
 from engine.raster.tiles import Window
 from engine.raster.unfinished import begin_output, end_output, output_errors
 from engine.raster.writer import Grid
@@ -36,6 +37,7 @@ log = logging.getLogger(__name__)
 
 GPKG_SUFFIX = ".gpkg"
 FIELDS = ("class_value", "class_name", "area_m2", "mean_confidence")
+GEOMETRY_COLUMN = "geom"  # GDAL's own name for it
 
 _BLOCK_PX = 2**19  # labelled together; a cancel waits for so many
 _BATCH = 10_000  # features that are written together
@@ -147,7 +149,8 @@ class PatchTracker:
     def _draw(self, patches: Sequence[_Patch], labels: Labels, is_open: NDArray[np.bool_]) -> None:
         """Add the outlines of what new rows hold, but of patches that are too small for good."""
         is_drawn = np.zeros(len(patches) + 1, np.bool_)
-        is_drawn[1:] = is_open | [patch.area_m2 >= self._min_area_m2 for patch in patches]
+        area_m2 = np.array([patch.area_m2 for patch in patches], np.float64)
+        is_drawn[1:] = is_open | (area_m2 >= self._min_area_m2)
         drawn = np.where(is_drawn[labels], labels, 0).astype(np.int32)
         below = Affine.translation(0, self._row)
         cuts = (self._row, self._row + len(labels))
@@ -182,7 +185,8 @@ class PolygonWriter:
     """Writes the connected patches of a class map; the file appears whole or not at all.
 
     The layer is named as the file. Its fields are ``class_value``, ``class_name``, ``area_m2`` (see
-    `PixelAreas`) and ``mean_confidence``; its CRS is the map's.
+    `PixelAreas`) and ``mean_confidence``; its CRS is the map's. The classes' colours are in the file
+    as QGIS's default style.
 
     Args:
         path: of the GeoPackage.
@@ -209,6 +213,7 @@ class PolygonWriter:
         self._path = Path(path)
         self._grid = grid
         self._names = {info.value: info.name for info in classes}
+        self._style = ClassStyle(tuple(classes))
         self._tracker = PatchTracker(PixelAreas(grid), grid.width, min_area_m2)
         self._watch = feedback.raise_if_cancelled if feedback else lambda: None
         self._waiting: list[_Patch] = []
@@ -295,8 +300,10 @@ class PolygonWriter:
         if self._waiting or not self._is_begun:
             self._flush()
         self._watch()
+        file, layer = self._folder / "polygons.gpkg", self._path.stem
         with output_errors(self._path):
-            found = pyogrio.read_info(self._folder / "polygons.gpkg")["features"]
+            add_default_style(file, layer, GEOMETRY_COLUMN, self._style.polygon_qml(FIELDS[0]))
+            found = pyogrio.read_info(file, layer=layer)["features"]
         if found != self.count:
             raise OutputError(
                 f"The output {self._path} reads back with {found} polygons instead of "
