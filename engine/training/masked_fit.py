@@ -267,7 +267,8 @@ class _Fit:
         """Add to the epoch's sums, without waiting for the device."""
         for name, value in terms.items():
             value = value.detach().float()
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
+            # A copy, because a loss of one term is that term, and a checkpoint holds both.
+            self._sums[name] = self._sums[name] + value if name in self._sums else value.clone()
 
     def _after(self, done: int) -> None:
         """Log at the end of an epoch; keep the state when it is time to."""
