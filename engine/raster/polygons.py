@@ -185,8 +185,8 @@ class PolygonWriter:
     """Writes the connected patches of a class map; the file appears whole or not at all.
 
     The layer is named as the file. Its fields are ``class_value``, ``class_name``, ``area_m2`` (see
-    `PixelAreas`) and ``mean_confidence``; its CRS is the map's. The classes' colours are in the file
-    as QGIS's default style.
+    `PixelAreas`) and ``mean_confidence``; its CRS is the map's. The classes' colours are kept in
+    the file as QGIS's default style.
 
     Args:
         path: of the GeoPackage.

@@ -20,6 +20,9 @@ Attributes = dict[str, str]
 _COLOR = re.compile(r"#[0-9a-fA-F]{6}")
 # Readable without colour vision and in grey: dark means sure. Colours of matplotlib's "viridis".
 _RAMP = ("#fde725", "#5ec962", "#21918c", "#3b528b", "#440154")
+# Of polygons, as the plugin's own style has them.
+_OUTLINE_DARKER = 1.4
+_OUTLINE_MM = "0.1"
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,30 @@ class ClassStyle:
             for info in self.classes
         ]
         return _qml("paletted", {}, _tag("colorPalette", *entries))
+
+    def polygon_qml(self, field: str) -> str:
+        """QGIS style of polygons: one fill and label per class, by the field with its value."""
+        categories = [
+            _tag(
+                "category",
+                attributes={
+                    "symbol": str(index),
+                    "value": str(info.value),
+                    "type": "integer",
+                    "label": info.name,
+                    "render": "true",
+                },
+            )
+            for index, info in enumerate(self.classes)
+        ]
+        symbols = [_fill_symbol(str(index), info.rgb) for index, info in enumerate(self.classes)]
+        renderer = _tag(
+            "renderer-v2",
+            _tag("categories", *categories),
+            _tag("symbols", *symbols),
+            attributes={"type": "categorizedSymbol", "attr": field},
+        )
+        return _document(renderer)
 
 
 @dataclass(frozen=True)
@@ -194,7 +221,37 @@ def _qml(renderer: str, attributes: Attributes, colors: str) -> str:
         "pipe",
         _tag("rasterrenderer", _tag("rasterTransparency"), colors, attributes=common | attributes),
     )
-    style = _tag("qgis", pipe, attributes={"version": "3.22.0", "styleCategories": "Symbology"})
+    return _document(pipe)
+
+
+def _fill_symbol(name: str, rgb: tuple[int, int, int]) -> str:
+    """A polygon's symbol: filled, with a thin outline that is a little darker."""
+    darker = [round(part / _OUTLINE_DARKER) for part in rgb]
+    properties = {
+        "color": ",".join(str(part) for part in (*rgb, 255)),
+        "outline_color": ",".join(str(part) for part in (*darker, 255)),
+        "outline_width": _OUTLINE_MM,
+        "outline_width_unit": "MM",
+        "outline_style": "solid",
+        "style": "solid",
+    }
+    options = [
+        _tag("Option", attributes={"type": "QString", "name": key, "value": value})
+        for key, value in properties.items()
+    ]
+    layer = _tag(
+        "layer",
+        _tag("Option", *options, attributes={"type": "Map"}),
+        attributes={"class": "SimpleFill", "enabled": "1", "locked": "0", "pass": "0"},
+    )
+    return _tag("symbol", layer, attributes={"type": "fill", "name": name, "alpha": "1"})
+
+
+def _document(symbology: str) -> str:
+    """A QGIS style of symbols only."""
+    style = _tag(
+        "qgis", symbology, attributes={"version": "3.22.0", "styleCategories": "Symbology"}
+    )
     return f"<!DOCTYPE qgis PUBLIC 'http://mrcc.com/qgis.dtd' 'SYSTEM'>\n{style}"
 
 

@@ -113,7 +113,7 @@ def check_layers(desk, scene):
 
 def colors_of_polygons(layer):
     categories = layer.renderer().categories()
-    return {item.value(): (item.label(), item.symbol().color().name()) for item in categories}
+    return {int(item.value()): (item.label(), item.symbol().color().name()) for item in categories}
 
 
 def colors_of_map(layer):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from osgeo import gdal
-from qgis.core import QgsRasterLayer
+from qgis.core import QgsRasterLayer, QgsRenderContext, QgsVectorLayer
 
 ROOT = Path(__file__).resolve().parents[2]
 CLASSES = [[1, 'roofs <5% & "flat"', "#e41a1c"], [4, "Bäume", "#4daf4a"], [200, "eau", "#377eb8"]]
@@ -15,6 +15,7 @@ WRITE = """
 import json, sys
 import numpy as np
 from rasterio.transform import from_origin
+from engine.raster.polygons import PolygonWriter
 from engine.raster.style import ClassInfo, ClassStyle, RampStyle
 from engine.raster.tiles import Window
 from engine.raster.writer import Grid, RasterWriter
@@ -26,6 +27,9 @@ with RasterWriter(f"{folder}/m.tif", grid, ["c"], "uint8", 0, style=ClassStyle(c
     writer.write(window, values)
 with RasterWriter(f"{folder}/p.tif", grid, ["p"], "float32", None, style=RampStyle()) as writer:
     writer.write(window, values / np.float32(8))
+values[0, :9] = 200
+with PolygonWriter(f"{folder}/v.gpkg", grid, classes) as writer:
+    writer.write(window, values[0], values[0] / np.float32(255))
 """
 
 
@@ -71,3 +75,44 @@ def test_qgis_reads_the_ramp(written, qgis_app):
     assert [item.value for item in items] == [0, 0.25, 0.5, 0.75, 1]
     brightness = [item.color.value() for item in items]
     assert brightness == sorted(brightness, reverse=True)
+
+
+@pytest.mark.parametrize("ending", ["", "|layername=v"])
+def test_qgis_reads_the_colours_of_polygons(written, qgis_app, ending):
+    layer = QgsVectorLayer(f"{written / 'v.gpkg'}{ending}", "polygons")
+    assert layer.featureCount() == 2
+    renderer = layer.renderer()
+    categories = [
+        (int(item.value()), item.label(), item.symbol().color().name())
+        for item in renderer.categories()
+    ]
+    assert categories == [tuple(row) for row in CLASSES]
+    context = QgsRenderContext()
+    renderer = renderer.clone()
+    renderer.startRender(context, layer.fields())
+    drawn = {
+        feature["class_value"]: renderer.symbolForFeature(feature, context).color().name()
+        for feature in layer.getFeatures()
+    }
+    renderer.stopRender(context)
+    assert drawn == {4: "#4daf4a", 200: "#377eb8"}
+
+
+def test_the_outline_is_as_thin_and_dark_as_the_plugin_draws_it(written, plugin):
+    from hyperkd.hyperkd_qgis.layers import polygon_symbol
+    from qgis.PyQt.QtGui import QColor
+
+    layer = QgsVectorLayer(str(written / "v.gpkg"), "polygons")
+    for (_, _, color), item in zip(CLASSES, layer.renderer().categories(), strict=True):
+        ours, theirs = polygon_symbol(QColor(color)), item.symbol()
+        for one in (ours, theirs):
+            assert one.symbolLayer(0).strokeWidth() == 0.1
+        differences = [
+            abs(first - second)
+            for first, second in zip(
+                ours.symbolLayer(0).strokeColor().getRgb(),
+                theirs.symbolLayer(0).strokeColor().getRgb(),
+                strict=True,
+            )
+        ]
+        assert max(differences) <= 1

@@ -50,7 +50,7 @@ def write(folder, classes, confidence=None, *, rows=None, cols=None, crs=UTM, **
 
 
 def features(path):
-    _meta, _fids, wkb, columns = pyogrio.raw.read(path)
+    _meta, _fids, wkb, columns = pyogrio.raw.read(path, layer=0)
     return shapely.from_wkb(wkb), dict(zip(FIELDS, columns, strict=True))
 
 
@@ -85,7 +85,7 @@ def test_each_patch_is_a_polygon_with_class_area_and_confidence(tmp_path, lake):
 
 def test_the_crs_and_the_place_are_the_maps(tmp_path, lake):
     geometries, _columns = write(tmp_path, lake)
-    assert pyogrio.read_info(tmp_path / "patches.gpkg")["crs"] == "EPSG:32633"
+    assert pyogrio.read_info(tmp_path / "patches.gpkg", layer=0)["crs"] == "EPSG:32633"
     left, bottom, right, top = shapely.total_bounds(geometries)
     assert (left, top) == TRANSFORM @ (0, 0)
     assert (right, bottom) == TRANSFORM @ (10, 8)
@@ -143,7 +143,7 @@ def test_a_map_without_classes_is_a_layer_without_features(tmp_path):
 
 def test_a_map_without_crs_makes_a_layer_without_crs(tmp_path, lake):
     write(tmp_path, lake, crs=None)
-    assert pyogrio.read_info(tmp_path / "patches.gpkg")["layer_name"] == "patches"
+    assert pyogrio.read_info(tmp_path / "patches.gpkg", layer=0)["layer_name"] == "patches"
 
 
 def test_confidence_where_there_is_no_class_does_not_matter(tmp_path, lake):
@@ -177,7 +177,7 @@ def test_a_cancel_while_the_file_is_finished_is_heard(tmp_path, lake):
 
 
 def test_a_file_that_lost_features_is_refused(tmp_path, lake, monkeypatch):
-    monkeypatch.setattr(polygons_module.pyogrio, "read_info", lambda path: {"features": 2})
+    monkeypatch.setattr(polygons_module.pyogrio, "read_info", lambda *_, **__: {"features": 2})
     with pytest.raises(OutputError, match="reads back with 2 polygons instead of 3"):
         write(tmp_path, lake)
     assert list(tmp_path.iterdir()) == []

@@ -67,6 +67,21 @@ def test_a_value_that_is_nodata_or_does_not_fit_is_refused(value):
         ClassInfo(value, "roof", "#000000")
 
 
+def test_polygons_are_filled_in_their_class_s_colour():
+    root = ElementTree.fromstring(STYLE.polygon_qml("class_value"))
+    renderer = root.find("renderer-v2")
+    assert (renderer.get("type"), renderer.get("attr")) == ("categorizedSymbol", "class_value")
+    shown = [(item.get("value"), item.get("label")) for item in root.iter("category")]
+    assert shown == [("1", 'roofs <5° & "flat"'), ("4", "Bäume")]
+    fills = {
+        symbol.get("name"): {o.get("name"): o.get("value") for o in symbol.iter("Option")}
+        for symbol in root.iter("symbol")
+    }
+    assert [item.get("symbol") for item in root.iter("category")] == sorted(fills)
+    assert fills["1"]["color"] == "77,175,74,255"
+    assert fills["1"]["outline_color"] == "55,125,53,255"
+
+
 def test_two_classes_with_one_value_are_refused():
     twice = (*CLASSES, ClassInfo(4, "trees", "#000000"))
     with pytest.raises(OutputError, match="Two classes have the value 4"):
