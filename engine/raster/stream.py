@@ -102,8 +102,9 @@ def stream_scene(
     """Run a model over a scene.
 
     Pixels outside ``valid_mask`` are still shown to the model as neighbours; only their results
-    are left out. A result does not depend on ``extent``, and for models with an exact halo not on
-    ``tile_size_px`` and ``piece_bytes`` either.
+    are left out. A result does not depend on ``piece_bytes`` and ``extent``, of a blended model
+    but for twice the halo along the extent's border, and for models with an exact halo not on
+    ``tile_size_px`` either.
 
     Args:
         scene: to read.

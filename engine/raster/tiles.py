@@ -243,20 +243,23 @@ def _plan_exact_axis(start: int, stop: int, size: int, piece: int, tiling: Tilin
 
 
 def _plan_blended_axis(start: int, stop: int, size: int, piece: int, tiling: Tiling) -> list[_Span]:
-    """Cut into pieces of whole tiles; the last tile moves inwards to keep its size.
+    """Cut into pieces of whole tiles; the image's last tile moves inwards to keep its size.
 
-    What has been read ends at multiples of ``piece`` here too; a piece has the tiles that are
-    complete by then.
+    Tiles lie on a grid of the image, not of what is wanted of it, so that a pixel is seen in the
+    same surroundings whatever the extent. Left out are tiles that reach the extent with their last
+    margin only. What has been read ends at multiples of ``piece`` here too; a piece has the tiles
+    that are complete by then.
     """
     side = min(tiling.tile_size_px, size)
-    first, last = start, stop
-    if stop - start < side:  # around a small extent, the model is shown what the image has
-        first = min(max(0, (start + stop - side) // 2), size - side)
-        last = first + side
     stride = max(1, side - 2 * tiling.halo_px)
-    starts = [*range(first, last - side, stride), last - side]
-    cores = pairwise([start, *starts[1:], stop])
-    tiles = [(*core, at, at + side) for at, core in zip(starts, cores, strict=True)]
+    starts = [*range(0, size - side, stride), size - side]
+    cores = pairwise([0, *starts[1:], size])
+    tiles = [
+        (max(core_start, start), min(core_stop, stop), at, at + side)
+        for at, (core_start, core_stop) in zip(starts, cores, strict=True)
+        if core_start < stop and core_stop > start
+    ]
+    first, last = tiles[0][2], tiles[-1][3]
     spans: list[_Span] = []
     for cut in [*range((first // piece + 1) * piece, last, piece), last]:
         group = tuple(tile for tile in tiles if tile[3] <= cut)

@@ -135,3 +135,22 @@ def test_an_extent_equals_its_part_of_the_whole(tmp_path, extent):
     np.testing.assert_allclose(
         part.values[:, rows, cols], whole.values[:, rows, cols], rtol=1e-5, atol=1e-6
     )
+
+
+@pytest.mark.parametrize(
+    "extent", [Window(10, 12, 30, 31), Window(3, 29, 20, 18), Window(30, 20, 9, 9)]
+)
+def test_a_blended_extent_equals_its_part_of_the_whole_inside_its_border(tmp_path, extent):
+    source = write_scene(tmp_path / "scene", make_values(53, 47, "int16"))
+    tiling = Tiling(12, 2, blend=True)  # of less than the model's reach: where a tile lies matters
+    whole = run(source, ConvModel(tiling))
+    part = run(source, ConvModel(tiling), extent=extent, piece_bytes=SMALL_PIECES)
+    inside = Window(
+        extent.row_off + 4, extent.col_off + 4, extent.height - 4, extent.width - 4
+    ).slices_in(Window(0, 0, 53, 47))
+    np.testing.assert_allclose(
+        part.values[(slice(None), *inside)],
+        whole.values[(slice(None), *inside)],
+        rtol=1e-5,
+        atol=1e-6,
+    )
