@@ -39,10 +39,10 @@ WINDOW_PX = 96
 
 DESCRIPTION = (
     "A multispectral foundation model, here as the teacher from which HyperKD distils "
-    "hyperspectral backbones; it makes no map by itself. It reads ten bands of Sentinel-2 and "
-    "describes each patch of 1 to 8 pixels by 128 numbers. It was pre-trained on top-of-atmosphere "
-    "reflectance, while hyperspectral scenes are mostly surface reflectance: blue and green come "
-    "out darker than what it knows."
+    "hyperspectral backbones, and as a backbone that SpectralX adapts; it makes no map by itself. "
+    "It reads ten bands of Sentinel-2 and describes each patch of 1 to 8 pixels by 128 numbers. It "
+    "was pre-trained on top-of-atmosphere reflectance, while hyperspectral scenes are mostly "
+    "surface reflectance: blue and green come out darker than what it knows."
 )
 ATTRIBUTION = (
     "Galileo by Tseng, Fuller, Reil, Herzog, Beukema, Bastani, Green, Shelhamer, Kerner and "
@@ -78,7 +78,7 @@ def describe(encoder: GalileoEncoder) -> ModelInfo:
     """Say what the package holds."""
     return ModelInfo(
         name="galileo-nano",
-        title="Galileo nano (teacher for distillation)",
+        title="Galileo nano (teacher and backbone)",
         description=DESCRIPTION,
         version="1.0.0",
         architecture="galileo",
