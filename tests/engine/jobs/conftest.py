@@ -13,11 +13,12 @@ from tests.engine.jobs.brightest import NODATA, brightest_scene, info_of, model_
 
 @pytest.fixture
 def save_model(tmp_path):
-    def save(gate=0.0, **changes):
+    def save(gate=0.0, parts=None, **changes):
         model = model_of(gate=gate)
         path = tmp_path / "models" / "brightest"
         path.parent.mkdir(exist_ok=True)
-        return str(save_package(str(path), info_of(model, **changes), model.state_dict()))
+        state = model.state_dict() | ({} if parts is None else parts.state())
+        return str(save_package(str(path), info_of(model, **changes), state))
 
     return save
 
