@@ -224,5 +224,5 @@ def test_a_classifier_on_a_frozen_backbone(distilled, place, tmp_path):
             "OUTPUT": str(tmp_path / "cover.zip"),
         },
     )
-    assert use_of(result["OUTPUT"]) == {"classifier", "backbone"}
+    assert use_of(result["OUTPUT"]) == {"classifier", "segmenter", "backbone"}
     assert result["BALANCED_ACCURACY"] > 0.5

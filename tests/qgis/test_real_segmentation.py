@@ -101,20 +101,21 @@ def is_report(path):
     return "</html>" in Path(path).read_text(encoding="utf-8")
 
 
-def use_of(path):
-    """Which uses the plugin's list has for a package."""
+def architecture_of(path):
+    """What a package says that it is; the plugin's lists go by it."""
     from hyperkd.hyperkd_qgis.model_catalogue import USES, read_model
 
     model = read_model("made", Path(path))
     assert model.task
-    return {name for name, use in USES.items() if name != "any" and use.accepts(model)}
+    assert not USES["foundation"].accepts(model)
+    return model.architecture
 
 
 # Without labels
 
 
 def test_adapting_makes_adapters_a_report_and_scores(adapted):
-    assert use_of(adapted["OUTPUT"]) == {"adapted"}
+    assert architecture_of(adapted["OUTPUT"]) == "spectralx-adapted"
     assert is_report(adapted["REPORT"])
     assert 0 < adapted["PSNR_DB"] < 100
     assert 0 < adapted["SPECTRAL_ANGLE_DEG"] < 180
@@ -141,7 +142,7 @@ def test_an_interrupted_adapting_is_gone_on_with(real_plugin, place, tmp_path, h
 
 
 def test_training_makes_a_segmenter_a_report_and_scores(trained):
-    assert "segmenter" in use_of(trained["OUTPUT"])
+    assert architecture_of(trained["OUTPUT"]) == "spectralx-segmenter"
     assert is_report(trained["REPORT"])
     assert trained["BALANCED_ACCURACY"] > 0.6
     assert 0 <= trained["ECE"] <= 1
@@ -156,7 +157,7 @@ def test_the_package_holds_no_backbone(trained):
 
 def test_a_frozen_backbone_without_adapters_is_trained_too(place, tmp_path):
     result = train(place, tmp_path / "frozen.zip", ADAPTATION="frozen", EPOCHS=1)
-    assert "segmenter" in use_of(result["OUTPUT"])
+    assert architecture_of(result["OUTPUT"]) == "spectralx-segmenter"
 
 
 def test_a_backbone_that_is_no_foundation_gets_a_sentence(trained, place, tmp_path):
