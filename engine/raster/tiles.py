@@ -251,8 +251,7 @@ def _plan_blended_axis(start: int, stop: int, size: int, piece: int, tiling: Til
     that are complete by then.
     """
     side = min(tiling.tile_size_px, size)
-    stride = max(1, side - 2 * tiling.halo_px)
-    starts = [*range(0, size - side, stride), size - side]
+    starts = _blended_starts(size - side, side, 2 * tiling.halo_px)
     cores = pairwise([0, *starts[1:], size])
     tiles = [
         (max(core_start, start), min(core_stop, stop), at, at + side)
@@ -269,6 +268,19 @@ def _plan_blended_axis(start: int, stop: int, size: int, piece: int, tiling: Til
             core = (group[0][0], group[-1][1])
             spans.append(_Span(core, (group[0][2], cut), fresh, group))
     return spans
+
+
+def _blended_starts(way: int, side: int, overlap: int) -> list[int]:
+    """Where tiles begin; the last one at ``way``, which the image ends with.
+
+    They lie apart by their size less the overlap, or by an eighth of the overlap more where that
+    saves the last tile: for a few rows it would compute as many as any other.
+    """
+    stride = max(1, side - overlap)
+    steps = -(-way // stride)
+    if steps > 1 and way <= (steps - 1) * (stride + overlap // 8):
+        return [round(step * way / (steps - 1)) for step in range(steps)]
+    return [*range(0, way, stride), way]
 
 
 def _strip(row: _Span, cols: list[_Span], tiling: Tiling, shape: tuple[int, int]) -> Strip:
