@@ -7,7 +7,7 @@ that learned the place instead of the thing gets none.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Self
+from typing import Protocol, Self
 
 import numpy as np
 import torch
@@ -85,9 +85,19 @@ class ModelFit:
     context: ContextFit
 
 
-def hold_out_places(
-    samples: Samples, group: Tensor, settings: TrainingSettings
-) -> NDArray[np.bool_]:
+class SplitSettings(Protocol):
+    """What says which places are held out."""
+
+    @property
+    def validation(self) -> float:
+        """Their share."""
+
+    @property
+    def seed(self) -> int:
+        """Of the choice."""
+
+
+def hold_out_places(samples: Samples, group: Tensor, settings: SplitSettings) -> NDArray[np.bool_]:
     """Choose the places for the scores; see `hold_out`.
 
     Args:

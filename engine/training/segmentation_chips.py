@@ -99,7 +99,8 @@ class LabelledChips:
 
     def chips_with(self, sample: Tensor) -> Tensor:
         """(N,) int64, the chips whose cores hold any of the samples where (M,) bool is True."""
-        return torch.unique(self._chip[sample])
+        chips: Tensor = torch.unique(self._chip[sample])
+        return chips
 
     def draw(
         self, index: Tensor, target: Tensor, light: Light, spread: Tensor, chance: torch.Generator
@@ -169,7 +170,7 @@ def _keys(scene: Tensor, row: Tensor, col: Tensor) -> Tensor:
 
 def _turned(values: Tensor, turns: int, mirrored: int) -> Tensor:
     """Turn (B, …, P, P) by quarters, and mirror it."""
-    turned = torch.rot90(values, turns, (-2, -1))
+    turned: Tensor = torch.rot90(values, turns, (-2, -1))
     return turned.flip(-1) if mirrored else turned
 
 
