@@ -11,6 +11,7 @@ from .adapt_backbone import DEFAULT_BACKBONE, MAX_BALANCING, PRESETS, SCALINGS
 from .training import ClassTraining
 from .values import ValueReader
 
+DEFAULT_EPOCHS = 40
 MORE_SCORES = {
     "ECE": "Expected calibration error of the confidence",
     "TRAINABLE_PARAMETERS": "Trained parameters",
@@ -36,6 +37,8 @@ class TrainSegmentation(ClassTraining):
         "deep learning",
     )
 
+    default_epochs = DEFAULT_EPOCHS
+
     def define_start(self) -> Iterable[QgsProcessingParameterDefinition]:
         """List the backbone, adapted already or not, and the size of what is built on it."""
         yield make.model("ADAPTED", self.tr("Adapted backbone"), None, use="adapted", optional=True)
@@ -51,7 +54,9 @@ class TrainSegmentation(ClassTraining):
             "LOAD_BALANCING", self.tr("Weight of even use of experts"), 0.0, 0.0, MAX_BALANCING
         )
         yield make.yes_or_no("REFINE", self.tr("Refine tokens between blocks"))
-        yield make.choice("MATCH", self.tr("How tokens find their details"), ("hard", "soft"))
+        yield make.choice_of_preset(
+            "MATCH", self.tr("How tokens find their details"), ("hard", "soft")
+        )
         yield make.yes_or_no("SPECTRAL_PATH", self.tr("Let each pixel's spectrum answer too"))
 
     def define_more(self) -> Iterable[QgsProcessingParameterDefinition]:

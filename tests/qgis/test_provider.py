@@ -76,7 +76,7 @@ PARAMETERS = {
     "trainsegmentation": (
         "INPUT:multilayer TRAINING:layer CLASS_FIELD:field? ADAPTED:string? BACKBONE:string "
         "PRESET:enum EPOCHS:number VALIDATION:number ADAPTATION:enum+ TRAIN_TOKENIZER:enum?+ "
-        "SCALING:enum?+ LOAD_BALANCING:number+ REFINE:enum?+ MATCH:enum+ SPECTRAL_PATH:enum?+ "
+        "SCALING:enum?+ LOAD_BALANCING:number+ REFINE:enum?+ MATCH:enum?+ SPECTRAL_PATH:enum?+ "
         "BLOCK_SIZE:number+ BATCH_SIZE:number?+ LEARNING_RATE:number?+ BANDS:file?+ "
         "TITLE:string?+ DESCRIPTION:string?+ LICENCE:string?+ ATTRIBUTION:string?+ SEED:number+ "
         "DEVICE:enum+ REQUIRE_GPU:boolean+ PRECISION:enum+ OUTPUT:fileDestination "

@@ -255,11 +255,10 @@ def test_adapting_needs_scenes(client):
 SEGMENTATION = {
     "backbone": "galileo-nano",
     "preset": "laptop",
-    "epochs": 100,
+    "epochs": 40,
     "validation": 0.25,
     "adaptation": "spectralx",
     "load_balancing": 0.0,
-    "match": "hard",
     "block_size": 10,
     "seed": 0,
     "device": "auto",
