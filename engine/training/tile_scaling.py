@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from engine.feedback import Feedback
-from engine.models.spectral import BRIGHTNESS_MIN, unit_length
+from engine.models.spectral import spectrum_length, unit_length
 from engine.models.spectralx.adapted import CHIP_RANGE_MIN, AdaptedViT, Scaling
 from engine.training.held_out import ScaledTiles
 from engine.training.scene_tiles import SceneTiles, TileBatch
@@ -35,8 +35,7 @@ def scale_tiles(adapted: AdaptedViT, batch: TileBatch) -> ScaledTiles:
     x = network_input(adapted, batch)
     mean, std = adapted.band_mean[:, None, None], adapted.band_std[:, None, None]
     if adapted.config.scaling == "unit":
-        length = torch.linalg.vector_norm(batch.reflectance, dim=1, keepdim=True)
-        length = length.clamp_min(BRIGHTNESS_MIN)
+        length = spectrum_length(batch.reflectance, dim=1)
         return ScaledTiles(x, mean * length, std * length)
     if adapted.config.scaling == "chip":
         return ScaledTiles(x, *_chip_range(batch))

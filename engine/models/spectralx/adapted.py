@@ -208,13 +208,15 @@ class AdaptedViT(nn.Module):
             (B, C, h, w) float32, 0 where not valid.
         """
         use = valid[:, None]
-        x = reflectance.float().masked_fill(~use, 0.0)
+        x = reflectance.float()
         if self.config.scaling == "chip":
             return _chip_scaled(x, use)
         if self.config.scaling == "unit":
             x = unit_length(x, dim=1)
-        x = (x - self.band_mean[:, None, None]) / self.band_std[:, None, None]
-        return x.masked_fill(~use, 0.0)
+        # All is done pixel by pixel, so that NaN stays where it is until the last step; in place,
+        # because fresh memory takes longer than the arithmetic.
+        x = (x - self.band_mean[:, None, None]).div_(self.band_std[:, None, None])
+        return x.masked_fill_(~use, 0.0)
 
     def forward(self, x: Tensor, refine: RefiningAdapter | None = None) -> AdaptedOutput:
         """Encode normalised chips.
