@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from lightning_fabric import Fabric
 from numpy.typing import NDArray
-from torch import Tensor
 
 from engine.feedback import Feedback, StepFeedback
 from engine.models.classifier import ClassifierConfig
 from engine.models.pixel_model import PixelModel
 from engine.models.support import Support
-from engine.training.baselines import fit_baselines
-from engine.training.calibration import Calibration, calibrate, fit_temperature
+from engine.training.calibration import Calibration
 from engine.training.context_fit import ContextFit, EncoderStart
 from engine.training.heads_fit import HeadsFit
-from engine.training.metrics import ConfusionScores, Scores
+from engine.training.metrics import Scores
 from engine.training.model_fit import (
     TrainingSettings,
     fit_model,
@@ -27,6 +26,7 @@ from engine.training.model_fit import (
 )
 from engine.training.objective import ClassObjective
 from engine.training.samples import Samples
+from engine.training.scoring import fitted_temperature, judge_model
 from engine.training.spectral_fit import SpectralFit
 from engine.training.support_fit import fit_support_to_places
 
@@ -94,61 +94,17 @@ def train_on_samples(
         fabric=fabric,
         feedback=StepFeedback(feedback, 0.0, 0.9),
     )
-    temperature = _temperature(training, fit.context.held_out.cpu())
+    temperature = fitted_temperature(training, fit.context.held_out.cpu())
     outside = samples.subset(torch.from_numpy(held_out))
     support = fit_support_to_places(training, outside, settings.seed)
     test = outside.subset(outside.pure)
     last = StepFeedback(feedback, 0.9, 1.0)
-    scores, baselines, calibration = _score(
-        fit.model, training, test, temperature, settings.seed, last
-    )
+    predict = partial(predict_samples, fit.model)
+    judged = judge_model(predict, training, test, temperature, settings.seed, last)
     return TrainedClassifier(
-        fit.model, held_out, scores, baselines, fit.spectral, fit.heads, fit.context,
-        calibration, support,
+        fit.model, held_out, judged.scores, judged.baselines, fit.spectral, fit.heads, fit.context,
+        judged.calibration, support,
     )  # fmt: skip
-
-
-def _temperature(training: Samples, cross_fitted: Tensor) -> float:
-    """Fit the temperature to (M, K) answers for places that the answering fit has not seen."""
-    if training.num_places < 2:  # then no place was held out within the training
-        return 1.0
-    pure = training.pure
-    return fit_temperature(cross_fitted[pure], training.class_index[pure])
-
-
-def _score(
-    model: PixelModel,
-    training: Samples,
-    test: Samples,
-    temperature: float,
-    seed: int,
-    feedback: Feedback,
-) -> tuple[Scores | None, dict[str, Scores], Calibration]:
-    """Score model and baselines on the pure pixels that were held out."""
-    if not len(test.chip):
-        return None, {}, Calibration(temperature)
-    feedback.progress(0.0, "Scoring on held-out places, beside classical classifiers")
-    logits = predict_samples(model, test)
-    pure = training.pure
-    found = fit_baselines(
-        training.spectra[pure].numpy(),
-        training.class_index[pure].numpy(),
-        test.spectra.numpy(),
-        seed,
-        feedback,
-    )
-    baselines = {
-        name: _scores_of(test.class_index, torch.from_numpy(predicted), test.num_classes)
-        for name, predicted in found
-    }
-    scores = _scores_of(test.class_index, logits.argmax(dim=1), test.num_classes)
-    return scores, baselines, calibrate(temperature, logits, test.class_index)
-
-
-def _scores_of(reference: Tensor, predicted: Tensor, num_classes: int) -> Scores:
-    confusion = ConfusionScores(num_classes)
-    confusion.update(reference, predicted)
-    return confusion.scores()
 
 
 def bfloat16_agreement(model: PixelModel, samples: Samples) -> float:

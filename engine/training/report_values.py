@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from numpy.typing import NDArray
 
 from engine.raster.style import ClassInfo
 from engine.report import confusion_figure, figure_to_data_uri
-from engine.training.calibration import reliability_figure
+from engine.training.calibration import Calibration, reliability_figure
 from engine.training.classifier import TrainedClassifier
 from engine.training.metrics import Scores
 from engine.training.report_figures import (
@@ -38,6 +39,26 @@ class ClassRow:
     iou: float | None
 
 
+class TrainedOnPlaces(Protocol):
+    """What the training of any model of classes gives."""
+
+    @property
+    def held_out(self) -> NDArray[np.bool_]:
+        """(M,) the samples that training did not see."""
+
+    @property
+    def scores(self) -> Scores | None:
+        """On them."""
+
+    @property
+    def baselines(self) -> dict[str, Scores]:
+        """Of classical classifiers."""
+
+    @property
+    def calibration(self) -> Calibration:
+        """Of the confidence."""
+
+
 def report_values(
     trained: TrainedClassifier,
     samples: Samples,
@@ -52,13 +73,36 @@ def report_values(
         classes: K, in the model's order.
         scene_names: of the scenes that the samples' positions count.
     """
+    curves = curves_figure(trained.spectral, "balanced accuracy")
+    return {
+        **shared_values(trained, samples, classes, scene_names, "HyperKD (this model)"),
+        "curves_figure": figure_to_data_uri(curves),
+    }
+
+
+def shared_values(
+    trained: TrainedOnPlaces,
+    samples: Samples,
+    classes: Sequence[ClassInfo],
+    scene_names: Sequence[str],
+    this_model: str,
+) -> dict[str, Any]:
+    """What the reports on all trainings of classes name.
+
+    Args:
+        trained: the result of training.
+        samples: all samples, held out or not.
+        classes: K, in the model's order.
+        scene_names: of the scenes that the samples' positions count.
+        this_model: its name beside classical classifiers.
+    """
     scores = trained.scores
     figure = None if scores is None else confusion_figure(scores.confusion, _names(classes))
     return {
         "trained": trained,
         "scores": scores,
         "rows": _class_rows(trained, samples, classes),
-        "compared": _compared(trained),
+        "compared": _compared(trained, this_model),
         "names": _names(classes),
         "confusion": None if scores is None else scores.confusion.tolist(),
         "confusion_figure": None if figure is None else figure_to_data_uri(figure),
@@ -66,7 +110,6 @@ def report_values(
         "reliability_figure": None
         if trained.calibration.after is None
         else figure_to_data_uri(reliability_figure(trained.calibration)),
-        "curves_figure": figure_to_data_uri(curves_figure(trained.spectral, "balanced accuracy")),
         "map_figures": [
             (name, figure_to_data_uri(_map_figure(trained, samples, classes, index)))
             for index, name in enumerate(scene_names[:MAX_MAPS])
@@ -83,7 +126,7 @@ def _names(classes: Sequence[ClassInfo]) -> list[str]:
 
 
 def _class_rows(
-    trained: TrainedClassifier, samples: Samples, classes: Sequence[ClassInfo]
+    trained: TrainedOnPlaces, samples: Samples, classes: Sequence[ClassInfo]
 ) -> list[ClassRow]:
     """Pixels and scores of each class."""
     held_out = torch.from_numpy(trained.held_out)
@@ -104,16 +147,16 @@ def _class_rows(
     ]
 
 
-def _compared(trained: TrainedClassifier) -> list[tuple[str, Scores]]:
+def _compared(trained: TrainedOnPlaces, this_model: str) -> list[tuple[str, Scores]]:
     """This model and the classical ones on the same held-out pixels, the best first."""
     if trained.scores is None:
         return []
-    named = {"HyperKD (this model)": trained.scores, **trained.baselines}
+    named = {this_model: trained.scores, **trained.baselines}
     return sorted(named.items(), key=lambda item: -item[1].balanced_accuracy)
 
 
 def _map_figure(
-    trained: TrainedClassifier,
+    trained: TrainedOnPlaces,
     samples: Samples,
     classes: Sequence[ClassInfo],
     scene_index: int,

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from lightning_fabric import Fabric
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from engine.feedback import Feedback, StepFeedback
 from engine.models.spectralx.segmenter import SegmenterConfig, SpectralXSegmenter
 from engine.models.support import Support
 from engine.packages.foundations import Foundation
-from engine.training.baselines import fit_baselines
-from engine.training.calibration import Calibration, calibrate, fit_temperature
-from engine.training.metrics import ConfusionScores, Scores
+from engine.training.calibration import Calibration
+from engine.training.memory import StepMemory, measure_step
+from engine.training.metrics import Scores
 from engine.training.model_fit import hold_out_places
 from engine.training.samples import Samples
+from engine.training.scoring import fitted_temperature, judge_model
 from engine.training.segmentation_fit import (
     SegmentationSettings,
     SegmenterHistory,
@@ -95,57 +97,39 @@ def train_segmenter(
         fabric=fabric,
         feedback=StepFeedback(feedback, 0.0, 0.9),
     )
-    temperature = _temperature(training, history)
     outside = samples.subset(torch.from_numpy(held_out))
     support = fit_support_to_places(training, outside, settings.seed)
-    test = samples.subset(torch.from_numpy(held_out) & samples.pure)
-    last = StepFeedback(feedback, 0.9, 1.0)
-    scores, baselines, calibration = _score(model, training, test, temperature, settings.seed, last)
-    counts = model.trainable_counts()
+    judged = judge_model(
+        partial(predict_samples, model),
+        training,
+        outside.subset(outside.pure),
+        fitted_temperature(training, history.held_out),
+        settings.seed,
+        StepFeedback(feedback, 0.9, 1.0),
+    )
     return TrainedSegmenter(
-        model, held_out, scores, baselines, history, calibration, support, counts
-    )
+        model, held_out, judged.scores, judged.baselines, history, judged.calibration, support,
+        model.trainable_counts(),
+    )  # fmt: skip
 
 
-def _temperature(training: Samples, history: SegmenterHistory) -> float:
-    """Fit the temperature to answers for places that the answering fit has not seen."""
-    if history.held_out is None:
-        return 1.0
-    pure = training.pure
-    return fit_temperature(history.held_out[pure], training.class_index[pure])
+def estimate_memory(config: SegmenterConfig, foundation: Foundation) -> StepMemory:
+    """The memory that a step of a segmenter's training takes, in float32.
 
+    Args:
+        config: of the model.
+        foundation: stays as it is.
 
-def _score(
-    model: SpectralXSegmenter,
-    training: Samples,
-    test: Samples,
-    temperature: float,
-    seed: int,
-    feedback: Feedback,
-) -> tuple[Scores | None, dict[str, Scores], Calibration]:
-    """Score model and baselines on the pure pixels that were held out."""
-    if not len(test.chip):
-        return None, {}, Calibration(temperature)
-    feedback.progress(0.0, "Scoring on held-out places, beside classical classifiers")
-    logits = predict_samples(model, test)
-    calibration = calibrate(temperature, logits, test.class_index)
-    pure = training.pure
-    found = fit_baselines(
-        training.spectra[pure].numpy(),
-        training.class_index[pure].numpy(),
-        test.spectra.numpy(),
-        seed,
-        feedback,
-    )
-    baselines = {
-        name: _scores_of(test.class_index, torch.from_numpy(predicted), test.num_classes)
-        for name, predicted in found
-    }
-    scores = _scores_of(test.class_index, logits.argmax(dim=1), test.num_classes)
-    return scores, baselines, calibration
-
-
-def _scores_of(reference: Tensor, predicted: Tensor, num_classes: int) -> Scores:
-    confusion = ConfusionScores(num_classes)
-    confusion.update(reference, predicted)
-    return confusion.scores()
+    Raises:
+        ValueError: the foundation does not fit the settings.
+    """
+    with torch.random.fork_rng(devices=[]):
+        model = SpectralXSegmenter(config, foundation.vit).train()
+    model.set_trainable()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):  # which one chip alone cannot train
+            module.eval()
+    side = config.chip_px
+    chip = torch.zeros(1, config.in_channels, side, side)
+    valid = torch.ones(1, side, side, dtype=torch.bool)
+    return measure_step(model, lambda: model(chip, valid).square().mean())

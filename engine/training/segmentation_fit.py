@@ -152,6 +152,7 @@ class _Fit:
             everything = torch.ones_like(self._fold, dtype=torch.bool)
             losses = self._trainer.train(model, everything, choice.epochs, seed, last)
         _scale_answer(model, choice.gate)
+        model.set_trainable()  # the spectral path was trained as well, and counts
         history = SegmenterHistory(
             spectral,
             choice,

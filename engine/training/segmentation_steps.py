@@ -166,7 +166,7 @@ class SegmenterTrainer:
         """
         settings, fabric = self._settings, self._fabric
         chips = self._chips.chips_with(learned)
-        steps = -(-len(chips) // settings.batch_chips)
+        steps = -(-len(chips) // settings.batch_chips)  # batches are as equal as they can be
         optimiser = _optimiser(model, settings)
         rate = _rate(settings, steps * settings.epochs)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, rate)
@@ -181,9 +181,11 @@ class SegmenterTrainer:
                 model.train()
                 total = torch.zeros((), device=fabric.device)
                 order = chips[torch.randperm(len(chips), generator=chance)]
-                for index in torch.split(order, settings.batch_chips):
+                for index in torch.tensor_split(order, steps):
                     feedback.raise_if_cancelled()
-                    batch = self._chips.draw(index, target, settings.light, self._spread, chance)
+                    # Batch norm needs two: a lone chip is looked at through two windows.
+                    shown = index.repeat(2) if len(index) == 1 else index
+                    batch = self._chips.draw(shown, target, settings.light, self._spread, chance)
                     loss = self._loss(model, run, batch)
                     wrapped.zero_grad()
                     fabric.backward(loss)
