@@ -68,20 +68,19 @@ class SegmenterStart:
             PackageError: the backbone cannot be adapted in these sizes.
             RequestError: a setting that was chosen contradicts the others.
         """
-        changes = {name: getattr(request, name) for name in _CHOSEN}
-        changes = {name: value for name, value in changes.items() if value is not None}
-        if self.adapted_config is not None:
-            own = fields(AdaptedConfig)
-            changes = {f.name: getattr(self.adapted_config, f.name) for f in own} | changes
         identity = self.foundation.identity
+        settings: dict[str, Any] = {
+            "wavelength_nm": self.bands.wavelength_nm.tolist(),
+            "vit": self.foundation.vit.config,
+            "foundation": identity,
+        }
+        if self.adapted_config is not None:  # all of stage 1 but what is chosen anew
+            own = fields(AdaptedConfig)
+            settings |= {f.name: getattr(self.adapted_config, f.name) for f in own}
+        chosen = {name: getattr(request, name) for name in _CHOSEN}
+        settings |= {name: value for name, value in chosen.items() if value is not None}
         try:
-            return PRESETS[preset].segmenter(
-                num_classes=num_classes,
-                wavelength_nm=self.bands.wavelength_nm.tolist(),
-                vit=self.foundation.vit.config,
-                foundation=identity,
-                **changes,
-            )
+            return PRESETS[preset].segmenter(num_classes=num_classes, **settings)
         except ValueError as error:
             raise PackageError(
                 f"The backbone {identity.name} cannot be adapted with the preset {preset}: {error}",
