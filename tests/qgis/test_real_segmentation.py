@@ -40,7 +40,7 @@ pytestmark = pytest.mark.usefixtures("real_plugin")
 def place(tmp_path_factory, qgis_app):
     folder = tmp_path_factory.mktemp("place")
     write_scene(folder / "scene.tif", WAVELENGTHS_NM)
-    write_samples(folder / "samples.gpkg")
+    write_samples(folder / "samples.gpkg", row_step=5)
     return folder
 
 
@@ -77,7 +77,6 @@ def trained(adapted, place):
         place,
         place / "cover.zip",
         ADAPTED=adapted["OUTPUT"],
-        EPOCHS=8,
         REPORT=str(place / "training.html"),
     )
 
@@ -266,7 +265,7 @@ def test_the_map_is_worth_something(segmented):
 
 def test_a_cancelled_segmentation_leaves_nothing(trained, place, tmp_path, heard):
     large = str(place / "large.tif")
-    gdal.Translate(large, str(place / "scene.tif"), width=8 * WIDTH, height=8 * HEIGHT)
+    gdal.Translate(large, str(place / "scene.tif"), width=4 * WIDTH, height=4 * HEIGHT)
     out = tmp_path / "out"
     out.mkdir()
     with pytest.raises(QgsProcessingException, match="Cancelled"):

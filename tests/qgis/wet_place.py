@@ -44,15 +44,15 @@ def write_scene(path, wavelengths_nm):
     return str(path)
 
 
-def write_samples(path):
-    """Points with a number and a class, on every third column."""
+def write_samples(path, row_step=2):
+    """Points with a number and a class, on every third column of some rows."""
     reference = osr.SpatialReference()
     reference.ImportFromEPSG(32633)
     source = ogr.GetDriverByName("GPKG").CreateDataSource(str(path))
     layer = source.CreateLayer("samples", reference, ogr.wkbPoint)
     layer.CreateField(ogr.FieldDefn("moisture", ogr.OFTReal))
     layer.CreateField(ogr.FieldDefn("cover", ogr.OFTString))
-    for row in range(0, HEIGHT, 2):
+    for row in range(0, HEIGHT, row_step):
         for column in range(row % 3, WIDTH, 3):
             feature = ogr.Feature(layer.GetLayerDefn())
             feature["moisture"] = 10.0 + 30.0 * wetness(column, row)
