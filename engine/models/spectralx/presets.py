@@ -11,7 +11,7 @@ from engine.models.mae import DecoderConfig
 from engine.models.spectralx.adapted import AdaptedConfig, Scaling
 from engine.models.spectralx.refine import Match
 from engine.models.spectralx.segmenter import SegmenterConfig
-from engine.models.spectralx.upernet import SCALES, Norm
+from engine.models.spectralx.upernet import SCALES, Edges, Norm
 from engine.models.vit import FoundationIdentity, ViTConfig
 
 
@@ -51,6 +51,7 @@ class SegmentPreset:
     head_channels: int = 512
     neck_scales: tuple[float, ...] = SCALES
     head_norm: Norm = "batch"
+    edges: Edges = "replicate"
     spectral_path: bool = True
 
     @property
@@ -104,6 +105,7 @@ class SegmentPreset:
             head_channels=self.head_channels,
             neck_scales=self.neck_scales,
             head_norm=self.head_norm,
+            edges=self.edges,
             spectral_path=self.spectral_path,
         )
         return replace(config, **changes)
@@ -148,6 +150,7 @@ PRESETS: Mapping[str, SegmentPreset] = MappingProxyType(
                 update_frozen_statistics=True,
                 scaling="chip",
                 keep_unused=True,
+                edges="zeros",
                 spectral_path=False,
             ),
             SegmentPreset(
@@ -179,7 +182,8 @@ PRESETS: Mapping[str, SegmentPreset] = MappingProxyType(
                 chip_px=32,
                 patch_px=4,
                 batch_chips=8,
-                adapt_learning_rate=1e-3,
+                # On Jasper Ridge 150 steps left 0.62 of the held-out error, those of 1e-3 0.78.
+                adapt_learning_rate=3e-3,
                 learning_rate=1e-3,
                 decoder=DecoderConfig(96, 2, 4),
                 neck_channels=32,

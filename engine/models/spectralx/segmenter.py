@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import floor
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -20,6 +21,7 @@ from engine.models.spectralx.on_foundation import count_trainable, load_own_stat
 from engine.models.spectralx.refine import Match, RefiningAdapter
 from engine.models.spectralx.upernet import (
     SCALES,
+    Edges,
     MultiLevelNeck,
     Norm,
     UPerHead,
@@ -50,6 +52,7 @@ class SegmenterConfig(AdaptedConfig):
         neck_scales: sides of the pyramid's maps over that of the token grid, finest first.
         pool_sizes: of the head's pyramid pooling.
         head_norm: the head's normalisation.
+        edges: what neck and head see beyond a chip's border.
         dropout: before the last layer, in training.
         spectral_path: whether a linear path on each pixel's own spectrum is added (ours).
         halo_px: margin of a chip that is blended with its neighbours; None: 0.09 of the chip, so
@@ -68,6 +71,7 @@ class SegmenterConfig(AdaptedConfig):
     neck_scales: tuple[float, ...] = SCALES
     pool_sizes: tuple[int, ...] = (1, 2, 3, 6)
     head_norm: Norm = "batch"
+    edges: Edges = "replicate"
     dropout: float = 0.1
     spectral_path: bool = True
     halo_px: int | None = None
@@ -116,7 +120,9 @@ class SpectralXSegmenter(nn.Module):
         self.adapted = AdaptedViT(config, vit)
         width, sides = config.vit.embed_dim, config.sides
         self.refine = _refiner(config, self.adapted) if config.has_refinement else None
-        self.neck = MultiLevelNeck(width, config.neck_width, sides, len(config.blocks))
+        self.neck = MultiLevelNeck(
+            width, config.neck_width, sides, len(config.blocks), config.edges
+        )
         self.head = UPerHead(
             config.neck_width,
             config.head_channels,
@@ -125,6 +131,7 @@ class SpectralXSegmenter(nn.Module):
             pool_sizes=config.pool_sizes,
             dropout=config.dropout,
             norm=config.head_norm,
+            edges=config.edges,
         )
         self.spectral = (
             SpectralPath(config.in_channels, config.num_classes) if config.spectral_path else None
@@ -167,12 +174,13 @@ class SpectralXSegmenter(nn.Module):
         side = self.config.chip_px
         if max(h, w) > side:
             raise ValueError(f"The model reads chips of up to {side} px a side, not {h} x {w} px.")
-        padding = (0, side - w, 0, side - h)
-        x = self.adapted.normalise(F.pad(reflectance, padding), F.pad(valid, padding, value=False))
+        x = self.adapted.normalise(reflectance, valid)
+        if (h, w) != (side, side):  # padding by nothing would copy
+            x = F.pad(x, (0, side - w, 0, side - h))  # 0, as pixels that are not valid
         output = self.adapted(x, self.refine)
         logits = resize(self.head(self.neck(output.taps)), side)[..., :h, :w].float()
         if self.spectral is not None:
-            logits = logits + self.spectral(reflectance.masked_fill(~valid[:, None], 0.0))
+            logits = logits + self.spectral(torch.where(valid[:, None], reflectance, 0.0))
         return logits
 
     def set_trainable(self) -> None:

@@ -19,6 +19,14 @@ from torch.nn import functional as F
 Norm = Literal["batch", "group"]
 """How the head standardises: over the batch as published, or over groups within a chip (ours)."""
 
+Edges = Literal["zeros", "replicate"]
+"""What 3x3 convolutions see beyond the border of a chip: zeros as published, or its last cells.
+
+Zeros are unlike all that a map holds, so that a chip's answers change towards its border. On a
+scene of many chips this shows: along a gradient, steps where chips meet are three times those
+elsewhere, and with repeated cells, which are ours, a fifth larger.
+"""
+
 LEVELS = 4  # maps of the pyramid, finest first
 SCALES = (4.0, 2.0, 1.0, 0.5)  # of the published pyramid: their sides over that of the token grid
 HEAD_NORM_EPS = 1e-6  # published; torch's own default is ten times larger
@@ -59,10 +67,16 @@ class MultiLevelNeck(nn.Module):
         sides: of the pyramid's maps, see `pyramid_sides`.
         taps: how many maps come in; where they are not four, neighbouring levels share one, or
             the taps between are left out.
+        edges: see `Edges`.
     """
 
     def __init__(
-        self, embed_dim: int, channels: int, sides: tuple[int, ...], taps: int = LEVELS
+        self,
+        embed_dim: int,
+        channels: int,
+        sides: tuple[int, ...],
+        taps: int = LEVELS,
+        edges: Edges = "zeros",
     ) -> None:
         super().__init__()
         self.sides = sides
@@ -70,7 +84,9 @@ class MultiLevelNeck(nn.Module):
         # The last tap of each quarter of the taps; with four of them, each its own level.
         self.tap_of_level = tuple(-(-(level + 1) * taps // count) - 1 for level in range(count))
         self.lateral = nn.ModuleList(nn.Conv2d(embed_dim, channels, 1) for _side in sides)
-        self.smooth = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _side in sides)
+        self.smooth = nn.ModuleList(
+            nn.Conv2d(channels, channels, 3, padding=1, padding_mode=edges) for _side in sides
+        )
         for layer in [*self.lateral, *self.smooth]:
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
@@ -88,9 +104,13 @@ class MultiLevelNeck(nn.Module):
 class ConvNorm(nn.Module):
     """A convolution without bias, its normalisation, and ReLU."""
 
-    def __init__(self, in_channels: int, channels: int, kernel: int, norm: Norm) -> None:
+    def __init__(
+        self, in_channels: int, channels: int, kernel: int, norm: Norm, edges: Edges = "zeros"
+    ) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(in_channels, channels, kernel, padding=kernel // 2, bias=False)
+        self.conv = nn.Conv2d(
+            in_channels, channels, kernel, padding=kernel // 2, padding_mode=edges, bias=False
+        )
         self.norm = _norm(channels, norm)
         nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
 
@@ -112,6 +132,7 @@ class UPerHead(nn.Module):
             only repeat its cells, and are left out.
         dropout: share of the last map's channels that training sets to 0.
         norm: see `Norm`.
+        edges: see `Edges`.
     """
 
     def __init__(
@@ -124,6 +145,7 @@ class UPerHead(nn.Module):
         pool_sizes: tuple[int, ...] = (1, 2, 3, 6),
         dropout: float = 0.1,
         norm: Norm = "batch",
+        edges: Edges = "zeros",
     ) -> None:
         super().__init__()
         self.sides = sides
@@ -132,12 +154,14 @@ class UPerHead(nn.Module):
             ConvNorm(in_channels, channels, 1, norm) for _size in self.pool_sizes
         )
         pooled_channels = in_channels + len(self.pool_sizes) * channels
-        self.bottleneck = ConvNorm(pooled_channels, channels, 3, norm)
+        self.bottleneck = ConvNorm(pooled_channels, channels, 3, norm, edges)
         self.lateral = nn.ModuleList(
             ConvNorm(in_channels, channels, 1, norm) for _side in sides[:-1]
         )
-        self.smooth = nn.ModuleList(ConvNorm(channels, channels, 3, norm) for _side in sides[:-1])
-        self.fuse = ConvNorm(len(sides) * channels, channels, 3, norm)
+        self.smooth = nn.ModuleList(
+            ConvNorm(channels, channels, 3, norm, edges) for _side in sides[:-1]
+        )
+        self.fuse = ConvNorm(len(sides) * channels, channels, 3, norm, edges)
         self.dropout = nn.Dropout2d(dropout)
         self.classes = nn.Conv2d(channels, num_classes, 1)
         nn.init.normal_(self.classes.weight, std=0.01)
