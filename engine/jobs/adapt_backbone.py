@@ -31,12 +31,14 @@ from engine.packages.package import save_package
 from engine.raster.band_presence import student_bands
 from engine.raster.scene import Scene, open_scene
 from engine.training.adaptation import (
+    DEFAULT_EPOCHS,
     AdaptationSettings,
     AdaptationTask,
     AdaptedBackbone,
     estimate_memory,
     open_adaptation_tiles,
 )
+from engine.training.memory import StepMemory
 from engine.training.scene_tiles import SceneTiles
 
 ARCHITECTURE = "spectralx-adapted"
@@ -53,6 +55,7 @@ class Request(MaskedTrainingRequest):
 
     backbone: str = "galileo-nano"
     preset: Literal["paper", "large", "medium", "laptop"] = "laptop"
+    epochs: int = Field(default=DEFAULT_EPOCHS, ge=1, le=100_000)
     targets: Annotated[list[str | list[str]], BeforeValidator(as_list)] = Field(default=[])
     mask_input: bool | None = None
     train_tokenizer: bool | None = None
@@ -183,12 +186,12 @@ def _check_memory(
     wavelength_nm = student_bands(scenes[0].require_bands(), ()).wavelength_nm.tolist()
 
     @cache
-    def memory(name: str) -> Any:
+    def memory(name: str) -> StepMemory:
         one = replace(settings, preset=PRESETS[name])
         return estimate_memory(one.config(wavelength_nm, foundation), foundation, one)
 
     def needed(name: str, tiles: int) -> int:
-        return int(memory(name).bytes_for(tiles))
+        return memory(name).bytes_for(tiles)
 
     # First of all the one that was asked for: whatever is wrong with it is said.
     memory(settings.preset.name)

@@ -41,6 +41,8 @@ from engine.training.tile_survey import TileShape
 PUBLISHED = "paper"
 """The preset that does what the published code does, where a training's rules allow it."""
 PUBLISHED_WEIGHT_DECAY = 1e-4
+DEFAULT_EPOCHS = 400
+"""A minute on one core for the few tiles of a small scene; the published number is in steps."""
 _SEEDS = 2**62  # as many as a generator is asked to choose from
 
 
@@ -69,7 +71,7 @@ class AdaptationSettings:
     train_tokenizer: bool | None = None
     scaling: Scaling | None = None
     load_balancing: float = 0.0
-    epochs: int = 100
+    epochs: int = DEFAULT_EPOCHS
     batch_tiles: int | None = None
     learning_rate: float | None = None
     seed: int = 0

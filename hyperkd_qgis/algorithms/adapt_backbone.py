@@ -11,6 +11,7 @@ from .pretraining import Pretraining
 from .values import ValueReader
 
 DEFAULT_BACKBONE = "galileo-nano"
+DEFAULT_EPOCHS = 400
 PRESETS = ("laptop", "medium", "large", "paper")
 SCALINGS = ("standard", "unit", "chip")
 MAX_BALANCING = 1.0
@@ -38,6 +39,7 @@ class AdaptBackbone(Pretraining):
         "deep learning",
     )
     presets = PRESETS
+    default_epochs = DEFAULT_EPOCHS
 
     def define_teacher(self) -> Iterable[QgsProcessingParameterDefinition]:
         """List the backbone, which stays as it is."""

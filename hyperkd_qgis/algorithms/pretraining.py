@@ -34,6 +34,7 @@ class Pretraining(EngineAlgorithm):
     section = ("backbones", "Backbones")
     presets: ClassVar[tuple[str, ...]] = ()
     """Sizes of the model; the first is the default."""
+    default_epochs: ClassVar[int] = DEFAULT_EPOCHS
 
     def define_teacher(self) -> Iterable[QgsProcessingParameterDefinition]:
         """List what comes between the scenes and the preset."""
@@ -48,7 +49,7 @@ class Pretraining(EngineAlgorithm):
         yield make.scenes("INPUT", self.tr("Scenes"))
         yield from self.define_teacher()
         yield make.choice("PRESET", self.tr("Size of the model"), self.presets)
-        yield make.epochs("EPOCHS", self.tr("Epochs"), DEFAULT_EPOCHS)
+        yield make.epochs("EPOCHS", self.tr("Epochs"), self.default_epochs)
         yield from (make.advanced(definition) for definition in self._define_advanced())
         yield make.package("OUTPUT", self.tr("Model package"))
         yield make.html_report("REPORT", self.tr("Report"))
