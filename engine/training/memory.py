@@ -17,7 +17,7 @@ from torch.autograd.graph import saved_tensors_hooks
 # Gradient and two moments of AdamW in float32, beside the value itself.
 _TRAINED_BYTES = 12
 # What exists for a moment beside what is kept: results on their way, gradients on theirs.
-_PASSING = 1.25
+_PASSING = 1.35
 
 
 @dataclass(frozen=True)

@@ -148,7 +148,8 @@ class MaskedSpectralX(nn.Module):
     def _balance(self) -> Tensor:
         """The weighted load-balancing loss of all mixtures, those of the decoder too."""
         weight = self.adapted.config.load_balancing
-        balance = load_balance(self) if weight else None
+        # Otherwise the routers would tell of their last training pass.
+        balance = load_balance(self) if weight and self.training else None
         return self.adapted.band_mean.new_zeros(()) if balance is None else weight * balance
 
     def _hidden_pixels(self, ids_keep: Tensor) -> Tensor:
