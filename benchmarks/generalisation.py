@@ -101,7 +101,6 @@ METHODS: dict[str, Method] = {
     "SpectralX, no stage 1, no spectral path": Method(ALONE),
     "SpectralX, no spectral path": Method(ALONE, adapted=True),
     "full fine-tuning, spectral path": Method({"adaptation": "full"}),
-    "LoRA, spectral path": Method({"adaptation": "lora"}),
     "SpectralX": Method({}, adapted=True),
 }
 
