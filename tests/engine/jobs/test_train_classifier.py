@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import rasterio
 import torch
 
 from engine.errors import (
@@ -131,6 +132,29 @@ def test_the_package_predicts_what_was_learned(train, make_raster):
     assert [names[i] for i in logits[0, :, :, 0].argmax(dim=0)] == ["lake", "wood"]
 
 
+def test_the_package_knows_what_is_familiar_and_how_sure_it_may_be(train, scene):
+    result = train(validation=0.3)
+    parts = load_package(result["output"]).parts
+    with rasterio.open(scene) as dataset:
+        array = dataset.read().astype(np.float32) * 1e-4
+    valid = torch.ones(1, HEIGHT, WIDTH, dtype=torch.bool)
+    valid[0, :4, :5] = False  # nodata
+    support = parts.support(torch.from_numpy(array)[None], valid)[0, 0]
+    assert float((support[valid[0]] >= 0.5).float().mean()) > 0.9
+    jagged = torch.tensor([0.1, 0.5]).repeat(BANDS // 2).reshape(1, BANDS, 1, 1)
+    assert float(parts.support(jagged, valid[:, 5:6, 5:6])) < 0.01
+    assert parts.temperature > 0
+    assert 0 <= result["ece"] < 0.3
+
+
+def test_without_held_out_blocks_the_calibration_error_is_not_known(train, tmp_path):
+    report = str(tmp_path / "out" / "report.html")
+    result = train(validation=0.0, report=report)
+    assert result["ece"] is None
+    assert load_package(result["output"]).parts.support is not None  # folds give its scale
+    assert "how far its confidence can be trusted is not known" in Path(report).read_text("utf-8")
+
+
 def test_the_same_seed_gives_the_same_weights(train):
     first, again, other = (load_package(train(seed=seed)["output"]).sha256 for seed in (4, 4, 5))
     assert first == again != other
@@ -143,6 +167,8 @@ def test_the_report_shows_scores_baselines_curves_and_places(train, tmp_path):
     for text in ("Random forest", "Support vector machine", "Logistic regression", "lake"):
         assert text in html
     assert "held out" in html
+    assert "expected calibration error" in html
+    assert "Where it must not be trusted" in html
     assert html.count("data:image/png;base64,") == 4  # confusion, reliability, places, curves
 
 
