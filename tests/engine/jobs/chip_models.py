@@ -53,16 +53,15 @@ def know_chip_mean(monkeypatch) -> None:
     )
 
 
-def save_chip_mean(path: Path, **settings: float) -> str:
+def chip_mean_info(**settings: float) -> ModelInfo:
     bands = len(WAVELENGTH_NM)
-    config = {"in_channels": bands, "num_classes": 2} | settings
-    info = ModelInfo(
+    return ModelInfo(
         name="chip-mean",
         title="Chip mean",
         description="For tests.",
         version="1.0.0",
         architecture="chip-mean",
-        config=config,
+        config={"in_channels": bands, "num_classes": 2} | settings,
         bands=BandTable(
             tuple(f"b{i}" for i in range(bands)),
             np.array(WAVELENGTH_NM),
@@ -74,4 +73,9 @@ def save_chip_mean(path: Path, **settings: float) -> str:
         tiling=Tiling(CHIP_PX, HALO_PX, blend=True),
         licence="other",
     )
-    return str(save_package(str(path), info, ChipMean(ChipMeanConfig(**config)).state_dict()))
+
+
+def save_chip_mean(path: Path, **settings: float) -> str:
+    info = chip_mean_info(**settings)
+    state = ChipMean(ChipMeanConfig(**info.config)).state_dict()
+    return str(save_package(str(path), info, state))

@@ -1,12 +1,20 @@
 """Scenes larger than a chip: tiles where they belong, no seams, no pixel computed often."""
 
+from dataclasses import asdict, replace
+
 import numpy as np
 import pytest
 import torch
 
+from engine.errors import RequestError
 from engine.feedback import SilentFeedback
+from engine.jobs.classify import Request as ClassifyRequest
+from engine.jobs.classify import classify
 from engine.jobs.segment import Request, segment
 from engine.models.spectralx.presets import PRESETS
+from engine.models.spectralx.segmenter import SpectralXSegmenter
+from engine.packages.foundations import fitted_vit, load_foundation
+from engine.packages.package import save_package
 from engine.raster.blend import ramp
 from engine.raster.tiles import Tiling, Window, plan_strips, redundancy
 from tests.engine.conftest import TRANSFORM, write_raster
@@ -17,6 +25,7 @@ from tests.engine.jobs.chip_models import (
     WAVELENGTH_NM,
     ChipMean,
     ChipMeanConfig,
+    chip_mean_info,
     know_chip_mean,
     save_chip_mean,
 )
@@ -149,3 +158,63 @@ def test_each_pixel_is_computed_one_and_a_half_times_at_most(name):
     tiling = Tiling(chip_px, int(0.09 * chip_px), blend=True)
     strips = plan_strips(Window(0, 0, side, side), tiling, side, side, (256, 256))
     assert redundancy(strips) <= 1.5
+
+
+@pytest.fixture(scope="module")
+def real_model(tmp_path_factory):
+    """A segmenter of the laptop preset on the packaged backbone, with made weights."""
+    foundation = load_foundation("galileo-nano")
+    config = PRESETS["laptop"].segmenter(
+        num_classes=2,
+        wavelength_nm=WAVELENGTH_NM,
+        vit=foundation.vit.config,
+        foundation=foundation.identity,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = SpectralXSegmenter(config, fitted_vit(foundation, config.vit)).eval()
+        torch.nn.init.normal_(model.head.classes.weight, std=0.03)
+    model.adapted.band_mean.fill_(0.25)
+    model.adapted.band_std.fill_(0.12)
+    info = replace(
+        chip_mean_info(),
+        name="real-segmenter",
+        architecture="spectralx-segmenter",
+        config=asdict(config),
+        tiling=Tiling(model.tile_size_px, model.halo_px, model.blend),
+    )
+    path = tmp_path_factory.mktemp("models") / "real"
+    return model, str(save_package(str(path), info, model.own_state()))
+
+
+def test_a_real_segmenter_says_of_a_scene_what_it_says_of_its_chips(tmp_path, real_model):
+    model, package = real_model
+    values = np.random.default_rng(0).integers(500, 4500, (BANDS, 90, 100)).astype(np.int16)
+    found = probability(tmp_path, values, package)
+    chip = torch.from_numpy(values[:, 28:60, 28:60]).float()[None] * 1e-4
+    with torch.inference_mode():
+        alone = model(chip, torch.ones(1, CHIP_PX, CHIP_PX, dtype=torch.bool)).softmax(1)[0, 1]
+    inner = slice(2 * HALO_PX, CHIP_PX - 2 * HALO_PX)
+    np.testing.assert_allclose(
+        found[28:60, 28:60][inner, inner], alone[inner, inner], rtol=1e-3, atol=1e-5
+    )
+
+
+def test_a_real_segmenter_shows_less_of_its_chips_with_overlap(tmp_path, real_model, gradient):
+    _model, package = real_model
+    blended_image, cut = (probability(tmp_path, gradient, package, overlap=o) for o in (4, 0))
+    largest_step = [np.abs(np.diff(image, axis=1)).max() for image in (blended_image, cut)]
+    assert largest_step[0] < 0.7 * largest_step[1]
+
+
+def test_a_real_segmenter_takes_no_other_tiles_in_classify_either(tmp_path, real_model):
+    scene = write_raster(
+        tmp_path / "scene.tif", array=np.full((BANDS, 40, 40), 2000, np.int16), scale=1e-4,
+        wavelength_nm=WAVELENGTH_NM, fwhm_nm=[10.0] * BANDS,
+    )  # fmt: skip
+    request = {
+        "input": scene.path, "model": real_model[1], "output": str(tmp_path / "map.tif"),
+        "tile_size": 64,
+    }  # fmt: skip
+    with pytest.raises(RequestError, match="reads tiles of 32 px, not of 64 px"):
+        classify(ClassifyRequest.parse(request), SilentFeedback())

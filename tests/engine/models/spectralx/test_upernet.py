@@ -57,3 +57,16 @@ def test_every_level_reaches_the_answer():
         changed = [level_map + 1 if index == level else level_map
                    for index, level_map in enumerate(maps)]  # fmt: skip
         assert not torch.allclose(head(changed), answer)
+
+
+@pytest.mark.parametrize(("edges", "is_flat"), [("replicate", True), ("zeros", False)])
+def test_repeated_cells_let_a_flat_map_stay_flat_to_its_border(edges, is_flat):
+    sides = pyramid_sides(4, 4)
+    torch.manual_seed(0)
+    neck = MultiLevelNeck(8, 6, sides, edges=edges)
+    head = UPerHead(6, 4, 3, sides, edges=edges).eval()
+    torch.nn.init.normal_(head.classes.weight)
+    with torch.inference_mode():
+        logits = head(neck([torch.ones(1, 8, 4, 4)] * 4))
+    spread = logits.amax(dim=(2, 3)) - logits.amin(dim=(2, 3))
+    assert bool((spread < 1e-4 * logits.abs().max()).all()) == is_flat
