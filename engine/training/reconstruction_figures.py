@@ -35,6 +35,10 @@ TERM_TITLES = {
     "ssim": "1 - structural similarity",
     "features": "distance to the teacher's features",
     "spectral": "divergence of spectra",
+    "low": "squared error of coarse structure",
+    "high": "squared error of fine structure",
+    "doubled": "absolute error at twice the size",
+    "balance": "uneven use of experts",
 }
 
 

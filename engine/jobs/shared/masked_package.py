@@ -20,7 +20,9 @@ from engine.training.scene_tiles import SceneTiles
 from engine.version import engine_version
 
 # Of the request, what a table of settings need not repeat.
-_SAID_ELSEWHERE = ("input", "output", "report", "title", "description", "licence", "attribution")
+_SAID_ELSEWHERE = (
+    "input", "targets", "output", "report", "title", "description", "licence", "attribution",
+)  # fmt: skip
 
 
 class Trained(Protocol):
