@@ -242,7 +242,7 @@ def _fill_symbol(name: str, rgb: tuple[int, int, int]) -> str:
     layer = _tag(
         "layer",
         _tag("Option", *options, attributes={"type": "Map"}),
-        attributes={"class": "SimpleFill", "enabled": "1", "locked": "0", "pass": "0"},
+        attributes={"class": "SimpleFill", "enabled": "1", "locked": "0"},
     )
     return _tag("symbol", layer, attributes={"type": "fill", "name": name, "alpha": "1"})
 

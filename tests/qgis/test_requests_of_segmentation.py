@@ -157,7 +157,7 @@ def test_classify_offers_support(client, scene_path, tmp_path):
 ADAPTATION = {
     "backbone": "galileo-nano",
     "preset": "laptop",
-    "epochs": 200,
+    "epochs": 400,
     "resume": False,
     "mask_ratio": 0.75,
     "load_balancing": 0.0,
