@@ -2,7 +2,9 @@
 
 A part that sees nothing but the pixel's own spectrum needs only to make the loss on held-out places
 lower. One that sees the neighbourhood can learn the place instead of the thing: it has to be
-better by more than chance over places, and must not cost accuracy there.
+better by more than chance over places, and must not cost accuracy there. How much more is for the
+caller to say: a fresh encoder has to prove itself, adapters of a public foundation need to be
+likely to help.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from torch import Tensor
 from engine.training.objective import Objective, judge
 
 CONFIRMED_ERRORS = 3.0  # standard errors over places: a dozen weights are tried, chance finds two
+LIKELY_ERRORS = 1.0  # the rule of one standard error, as for the pruning of trees
 
 
 def is_better(score: GateScore, without: tuple[float, float]) -> bool:
@@ -26,6 +29,11 @@ def is_better(score: GateScore, without: tuple[float, float]) -> bool:
 def is_confirmed(score: GateScore, without: tuple[float, float]) -> bool:
     """The loss is lower by more than chance, and the accuracy is not."""
     return score.gain_errors >= CONFIRMED_ERRORS and score.accuracy >= without[1]
+
+
+def is_likely(score: GateScore, without: tuple[float, float]) -> bool:
+    """The loss is lower by one standard error over places, and the accuracy is not."""
+    return score.gain_errors >= LIKELY_ERRORS and score.accuracy >= without[1]
 
 
 @dataclass(frozen=True)

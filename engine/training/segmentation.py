@@ -99,6 +99,7 @@ def train_segmenter(
     )
     outside = samples.subset(torch.from_numpy(held_out))
     support = fit_support_to_places(training, outside, settings.seed)
+    fabric.to_device(model)
     judged = judge_model(
         partial(predict_samples, model),
         training,
@@ -107,6 +108,7 @@ def train_segmenter(
         settings.seed,
         StepFeedback(feedback, 0.9, 1.0),
     )
+    model.cpu()
     return TrainedSegmenter(
         model, held_out, judged.scores, judged.baselines, history, judged.calibration, support,
         model.trainable_counts(),

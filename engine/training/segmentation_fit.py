@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from engine.feedback import Feedback, StepFeedback
 from engine.models.spectralx.segmenter import SegmenterConfig, SpectralXSegmenter
 from engine.packages.foundations import Foundation
-from engine.training.gate import GateChoice, GateScore, choose_gate, is_better
+from engine.training.gate import GateChoice, GateScore, choose_gate, is_likely
 from engine.training.objective import judge
 from engine.training.places import place_folds
 from engine.training.samples import Samples
@@ -205,7 +205,7 @@ class _Fit:
             return choose_gate(self._objective, place, base, added, (1.0,), epochs, _anything)
         if not added and self._settings.folds < 2:  # nobody was to be asked
             return GateChoice(1.0, epochs, judge(self._objective, base), ())
-        return choose_gate(self._objective, place, base, added, GATES, epochs, is_better)
+        return choose_gate(self._objective, place, base, added, GATES, epochs, is_likely)
 
     def _answers(
         self, base: Tensor | None, added: Mapping[int, Tensor], choice: GateChoice
