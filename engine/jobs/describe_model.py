@@ -130,6 +130,8 @@ def _facts(package: ModelPackage) -> list[tuple[str, str]]:
         ("Architecture", f"{info.architecture}, {parameter_count:,} parameters"),
         ("Input", f"{info.units}, normalised by the model"),
         ("Tiles", _tiling_text(info)),
+        ("Confidence", _confidence_text(package.parts.temperature)),
+        ("Support", "" if package.parts.support is None else "can be mapped"),
         ("Licence", info.licence),
         ("Attribution", info.attribution),
         ("Training area", _area_text(info)),
@@ -166,6 +168,11 @@ def _tiling_text(info: ModelInfo) -> str:
     tiling = info.tiling
     how = "blended over" if tiling.blend else "read with"
     return f"{tiling.tile_size_px} px, {how} a margin of {tiling.halo_px} px"
+
+
+def _confidence_text(temperature: float) -> str:
+    """How confidence was calibrated, if it was."""
+    return "" if temperature == 1 else f"calibrated by a temperature of {temperature:.2f}"
 
 
 def _area_text(info: ModelInfo) -> str:

@@ -7,6 +7,7 @@ from html import unescape
 import numpy as np
 import pytest
 import rasterio
+import torch
 from affine import Affine
 
 from engine.errors import OutputError, PackageError, RequestError, SceneError
@@ -15,6 +16,8 @@ from engine.jobs.describe_model import Request, describe_model
 from engine.models.backbone import BackboneConfig, HyperKDBackbone
 from engine.packages.metadata import Normalisation, Quantity
 from engine.packages.package import save_package
+from engine.packages.parts import ModelParts
+from engine.training.support_fit import fit_support
 from tests.engine.packages.factory import tiny_bands, tiny_info, tiny_state
 
 HEIGHT, WIDTH = 17, 24
@@ -113,6 +116,16 @@ def test_the_page_says_what_the_model_is(describe, model):
         assert expected in text
     assert "background-color: #8fce5a" in page
     assert page.count("data:image/png;base64,") == 1
+
+
+def test_the_page_says_what_is_known_of_confidence_and_support(describe, tmp_path):
+    spectra = torch.rand(30, 12, generator=torch.Generator().manual_seed(0))
+    support = fit_support(spectra, torch.arange(30) % 3, spectra)
+    state = tiny_state() | ModelParts(support, 0.557).state()
+    path = str(save_package(str(tmp_path / "told"), tiny_info(), state))
+    _result, _page, text, _feedback = describe(model=path)
+    assert "Confidence calibrated by a temperature of 0.56" in text
+    assert "Support can be mapped" in text
 
 
 def test_a_page_without_a_scene_matches_nothing(describe, model):
