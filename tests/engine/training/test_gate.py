@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from engine.training.gate import GateScore, choose_gate, is_better, is_confirmed
+from engine.training.gate import GateScore, choose_gate, is_better, is_confirmed, is_likely
 from engine.training.objective import ClassObjective
 
 PLACES, PER_PLACE = 10, 4
@@ -21,6 +21,18 @@ def score(loss, accuracy, gain_errors):
 )
 def test_a_part_that_sees_the_neighbourhood_must_be_confirmed(tried, expected):
     assert is_confirmed(tried, (0.5, 0.8)) is expected
+
+
+@pytest.mark.parametrize(
+    ("tried", "expected"),
+    [
+        (score(0.49, 0.9, 0.9), False),  # hardly better
+        (score(0.49, 0.79, 3.0), False),  # costs accuracy
+        (score(0.49, 0.8, 1.0), True),
+    ],
+)
+def test_adapters_of_a_public_foundation_must_be_likely_to_help(tried, expected):
+    assert is_likely(tried, (0.5, 0.8)) is expected
 
 
 def test_a_part_that_sees_only_the_pixel_must_lower_the_loss():
