@@ -128,7 +128,7 @@ class LabelledChips:
         reflectance = _turned(reflectance, turns, mirrored)
         valid, sample = (_turned(values, turns, mirrored) for values in (valid, sample))
         reflectance = _in_another_light(reflectance, light, spread, chance)
-        reflectance = reflectance.masked_fill(~valid[:, None], 0.0)
+        reflectance.masked_fill_(~valid[:, None], 0.0)
         return ChipBatch(reflectance, valid, target[sample.long()])
 
     def _count_visits(self, count: int) -> Tensor:
@@ -177,15 +177,15 @@ def _turned(values: Tensor, turns: int, mirrored: int) -> Tensor:
 def _in_another_light(
     reflectance: Tensor, light: Light, spread: Tensor, chance: torch.Generator
 ) -> Tensor:
-    """Other light on the same ground, and a noisier sensor."""
+    """Other light on the same ground, and a noisier sensor; changes the batch in place."""
     device = reflectance.device
     if light.brightness > 0:
         factor = torch.randn(len(reflectance), 1, 1, 1, generator=chance).to(device)
-        reflectance = reflectance * (1 + light.brightness * factor)
+        reflectance.mul_(1 + light.brightness * factor)
     if light.noise > 0:
         # A generator of the device, seeded by the other: noise is as large as the chips.
         seed = int(torch.randint(2**31, (), generator=chance))
         grain_chance = torch.Generator(device).manual_seed(seed)
         grain = torch.randn(reflectance.shape, generator=grain_chance, device=device)
-        reflectance = reflectance + light.noise * spread[:, None, None] * grain
+        reflectance.addcmul_(grain, light.noise * spread[:, None, None])
     return reflectance
