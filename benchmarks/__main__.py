@@ -15,7 +15,16 @@ from typing import Any
 
 from engine.__main__ import prepare_process
 
-PARTS = ("read", "end-to-end", "memory", "startup", "distil")
+PARTS = (
+    "read",
+    "end-to-end",
+    "memory",
+    "startup",
+    "distil",
+    "segment",
+    "adapters",
+    "adapt",
+)
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -30,6 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "memory": _memory,
         "startup": _startup,
         "distil": _distil,
+        "segment": _segment,
+        "adapters": _adapters,
+        "adapt": _adapt,
     }
     rows = []
     for name in options.parts:
@@ -126,6 +138,64 @@ def _distil(options: argparse.Namespace) -> list[list[str]]:
         [
             f"distillation / its networks, {r['preset']}, {r['device'].split()[0]}",
             f"{r['tiles_s']:.1f} of {r['bare_tiles_s']:.1f} tiles/s"
+            + (f", {r['peak_gpu_gib']:.1f} GiB" if r["peak_gpu_gib"] is not None else ""),
+            f"{r['share']:.2f}",
+            f">= {r['aim']}",
+            _verdict(r["share"] >= r["aim"]),
+        ]
+        for r in results
+    ]
+
+
+def _segment(options: argparse.Namespace) -> list[list[str]]:
+    from benchmarks.segmentation_speed import measure_segmentation
+
+    results = measure_segmentation(
+        options.folder, options.encoder_side, options.bands, options.pairs, options.device
+    )
+    _keep(options, "segment", results)
+    return [
+        [
+            f"segment / bare model, {r['preset']}, {r['side_px']} px in {r['chips']} chips of "
+            f"{r['bare_chips']}, {r['device'].split()[0]}",
+            f"{r['ours_mpx_s']:.3f} of {r['bare_mpx_s']:.3f} Mpx/s",
+            f"{r['ratio']:.2f}",
+            f"<= {r['aim']}",
+            _verdict(r["ratio"] <= r["aim"] and r["chips"] == r["bare_chips"]),
+        ]
+        for r in results
+    ]
+
+
+def _adapters(options: argparse.Namespace) -> list[list[str]]:
+    from benchmarks.adapter_cost import measure_adapters
+
+    results = measure_adapters(options.folder, options.bands, options.pairs, options.device)
+    _keep(options, "adapters", results)
+    return [
+        [
+            f"adapters / {r['against']} backbone, {r['mode']}, {r['preset']}, "
+            f"{r['batch_chips']} chips, {r['device'].split()[0]}",
+            f"{r['chips_s']:.2f} of {r['bare_chips_s']:.2f} chips/s, "
+            f"{r['peak_mb']:.0f} of {r['bare_peak_mb']:.0f} MB",
+            f"{r['time_ratio']:.2f} time, {r['memory_ratio']:.2f} memory",
+            "",
+            "",
+        ]
+        for r in results
+    ]
+
+
+def _adapt(options: argparse.Namespace) -> list[list[str]]:
+    from benchmarks.segmentation_speed import measure_training
+
+    results = measure_training(options.folder, options.bands, options.pairs, options.device)
+    _keep(options, "adapt", results)
+    return [
+        [
+            f"{r['what']} / its network, {r['preset']}, {r['batch_chips']} chips a step, "
+            f"{r['device'].split()[0]}",
+            f"{r['steps_s']:.2f} of {r['bare_steps_s']:.2f} steps/s"
             + (f", {r['peak_gpu_gib']:.1f} GiB" if r["peak_gpu_gib"] is not None else ""),
             f"{r['share']:.2f}",
             f">= {r['aim']}",

@@ -99,10 +99,10 @@ def _main() -> None:
     options = parser.parse_args()
     prepare_process()
     _map_scene(options.scene, options.folder)
-    print(json.dumps({"peak_mb": _peak_bytes() / 1e6}))
+    print(json.dumps({"peak_mb": peak_bytes() / 1e6}))
 
 
-def _peak_bytes() -> int:
+def peak_bytes() -> int:
     """The most memory that this process ever had."""
     status = Path("/proc/self/status")
     if status.exists():  # what getrusage says on Linux includes the parent before the exec

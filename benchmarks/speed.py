@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import shutil
 import statistics
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import groupby
 from math import prod
 from pathlib import Path
@@ -34,6 +36,7 @@ from engine.raster.plan import batch_size, choose_tiling, input_shape, plan_scen
 from engine.raster.scene import open_scene
 from engine.raster.spectra import BandMatch
 from engine.raster.stream import stream_scene
+from engine.raster.threads import Lanes
 from engine.raster.tiles import Piece, Strip, Tiling, redundancy
 
 READ_RATE_AIM = 0.8
@@ -158,7 +161,7 @@ def _end_to_end(
     match = BandMatch(tuple(range(len(bands))), None, ())
     tiling = choose_tiling(loaded.package.info.tiling, match, choice.device.type)
     strips = plan_scene(open_scene(path), match, tiling)
-    bare = _BareModel(loaded.module, strips, len(bands), choice.device)
+    bare = BareModel(loaded.module, strips, len(bands), choice.device)
     try:
         bare_s, ours_s = paired(bare.run, lambda: classify(request, SilentFeedback()), pairs)
     finally:
@@ -180,7 +183,7 @@ def _end_to_end(
     }
 
 
-class _BareModel:
+class BareModel:
     """A model on tensors of the shapes that a run gives it, which lie in memory already.
 
     Args:
@@ -188,13 +191,21 @@ class _BareModel:
         strips: of the run.
         bands: of the model.
         device: that the tensors are on.
+        lanes: batches that are computed side by side, each with its share of torch's threads; 1
+            computes them one after the other with all threads.
     """
 
     def __init__(
-        self, module: nn.Module, strips: list[Strip], bands: int, device: torch.device
+        self,
+        module: nn.Module,
+        strips: list[Strip],
+        bands: int,
+        device: torch.device,
+        lanes: int = 1,
     ) -> None:
         self._module = module
         self._device = device
+        self._lanes = lanes
         pieces = [piece for strip in strips for piece in strip.pieces]
         self._shapes = [shape for piece in pieces for shape in _batches(piece, bands, device)]
         # Several of each shape, so that they come from memory and not from a cache.
@@ -203,19 +214,35 @@ class _BareModel:
             for shape in set(self._shapes)
         }
 
+    @property
+    def tiles(self) -> int:
+        """How many a run computes."""
+        return sum(shape[0] for shape in self._shapes)
+
     def _copies(self, shape: tuple[int, int, int, int]) -> int:
         return max(1, min(TENSOR_BYTES // (4 * prod(shape)), self._shapes.count(shape)))
 
     def run(self) -> None:
-        """Run all batches, one after the other."""
-        with torch.inference_mode():
-            for position, shape in enumerate(self._shapes):
-                tensors = self._tensors[shape]
-                b, _, h, w = shape
-                valid = torch.ones(b, h, w, dtype=torch.bool, device=self._device)
-                self._module(tensors[position % len(tensors)], valid).float().softmax(dim=1)
+        """Run all batches."""
+        threads = torch.get_num_threads()
+        prepare = partial(torch.set_num_threads, max(threads // self._lanes, 1))
+        try:
+            with Lanes(self._lanes, threading.Event(), prepare) as lanes:
+                for _result in lanes.map(self._run_batch, range(len(self._shapes))):
+                    pass
+        finally:
+            torch.set_num_threads(threads)
         if self._device.type == "cuda":
             torch.cuda.synchronize()
+
+    def _run_batch(self, position: int) -> None:
+        """Run a batch by its number, in the thread of a lane."""
+        shape = self._shapes[position]
+        tensors = self._tensors[shape]
+        b, _, h, w = shape
+        with torch.inference_mode():
+            valid = torch.ones(b, h, w, dtype=torch.bool, device=self._device)
+            self._module(tensors[position % len(tensors)], valid).float().softmax(dim=1)
 
 
 def _batches(piece: Piece, bands: int, device: torch.device) -> Iterator[tuple[int, int, int, int]]:
@@ -234,11 +261,12 @@ def paired(
     """Time both in turn, after one run of each that fills caches."""
     first()
     second()
-    times = [(_seconds(first), _seconds(second)) for _ in range(pairs)]
+    times = [(seconds(first), seconds(second)) for _ in range(pairs)]
     return [a for a, _ in times], [b for _, b in times]
 
 
-def _seconds(work: Callable[[], object]) -> float:
+def seconds(work: Callable[[], object]) -> float:
+    """Time one run."""
     start_s = time.perf_counter()
     work()
     return time.perf_counter() - start_s
