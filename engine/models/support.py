@@ -87,7 +87,8 @@ class Support(nn.Module):
         band, unit = (self.band_mean, self.band_std), (self.unit_mean, self.unit_std)
         views = standardised_views(spectra.float(), band, unit)
         inside = views @ self.basis.T
-        outside = (views.square().sum(dim=1) - inside.square().sum(dim=1)).clamp_min(0)
+        # Not as a difference of squares: little is outside, and rounding would be most of it.
+        outside = torch.addmm(views, inside, self.basis, alpha=-1).square().sum(dim=1)
         nearest = torch.full_like(outside, torch.inf)
         for centre, whitening, usual in zip(
             self.centre, self.whitening, self.usual_outside, strict=True

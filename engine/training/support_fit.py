@@ -122,7 +122,7 @@ def _class_number(class_index: Tensor) -> Tensor:
 def _fit_gaussians(views: Tensor, basis: Tensor, number: Tensor) -> _Gaussians:
     """Fit a Gaussian to each class, (M,) numbers from 0."""
     inside = views @ basis.T
-    outside = (views.square().sum(dim=1) - inside.square().sum(dim=1)).clamp_min(0)
+    outside = (views - inside @ basis).square().sum(dim=1)
     count = torch.bincount(number).double()
     centre = _mean_by_class(inside, number, count)
     apart = inside - centre[number]

@@ -96,7 +96,7 @@ def test_corners_have_no_points_that_lie_on_straight_lines(tmp_path):
     assert shapely.get_num_coordinates(geometries).tolist() == [5]
 
 
-@settings(deadline=None, max_examples=40, suppress_health_check=list(HealthCheck))
+@settings(deadline=None, max_examples=25, suppress_health_check=list(HealthCheck))
 @given(classes=class_maps, rows=st.integers(1, 5), cols=st.integers(1, 12))
 def test_patches_do_not_depend_on_how_the_map_arrives(tmp_path, classes, rows, cols):
     confidence = np.random.default_rng(0).random(classes.shape).astype(np.float32)
@@ -106,7 +106,7 @@ def test_patches_do_not_depend_on_how_the_map_arrives(tmp_path, classes, rows, c
     )
 
 
-@settings(deadline=None, max_examples=40, suppress_health_check=list(HealthCheck))
+@settings(deadline=None, max_examples=25, suppress_health_check=list(HealthCheck))
 @given(classes=class_maps, rows=st.integers(1, 5))
 def test_polygons_burn_back_to_the_map(tmp_path, classes, rows):
     geometries, columns = write(tmp_path, classes, rows=rows)
