@@ -28,7 +28,7 @@ from engine.__main__ import prepare_process
 from engine.device import choose_device
 from engine.models.spectralx.adapted import AdaptedViT
 from engine.models.spectralx.presets import PRESETS
-from engine.models.spectralx.segmenter import SpectralXSegmenter
+from engine.models.spectralx.refine import RefiningAdapter
 from engine.packages.foundations import load_foundation
 
 Network = Literal["adapters", "frozen", "full"]
@@ -136,17 +136,23 @@ def make_network(load: Load, network: Network) -> nn.Module:
     preset = PRESETS[load.preset]
     if network != "adapters":
         bare = AdaptedViT(preset.adapted(**fields, adaptation=network), foundation.vit)
-        bare.set_trainable(2)
         return _Taps(bare, None).train()
-    segmenter = SpectralXSegmenter(preset.segmenter(num_classes=2, **fields), foundation.vit)
-    segmenter.set_trainable()
-    return _Taps(segmenter.adapted, segmenter.refine).train()
+    config = preset.adapted(**fields)
+    tokenizer = config.tokenizer
+    refine = RefiningAdapter(
+        config.vit.embed_dim,
+        tokenizer.stem_width,
+        config.grid,
+        tokenizer.stem_side,
+        match=preset.match,
+    )
+    return _Taps(AdaptedViT(config, foundation.vit), refine).train()
 
 
 class _Taps(nn.Module):
     """What neck and head would be given."""
 
-    def __init__(self, adapted: AdaptedViT, refine: nn.Module | None) -> None:
+    def __init__(self, adapted: AdaptedViT, refine: RefiningAdapter | None) -> None:
         super().__init__()
         self.adapted, self.refine = adapted, refine
 
