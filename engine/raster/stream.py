@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import cycle, groupby
 from math import prod
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, Self
 
 import numpy as np
 import rasterio
@@ -46,6 +47,7 @@ log = logging.getLogger(__name__)
 Sink = Callable[[Window, NDArray[np.float32], NDArray[np.bool_]], None]
 ValidMask = Callable[[Window], NDArray[np.bool_]]
 
+_QUICK_BATCH_S = 0.2  # a cancel may wait so long
 _BUFFERS = 3  # pieces that are held: one is read, one waits, one is computed
 # GDAL's own cache has to hold one block of all bands, or it decodes blocks again for each band.
 # Its default, 5 % of the machine's memory, would grow with the scene.
@@ -135,10 +137,10 @@ def stream_scene(
 
     with (
         Crew() as crew,
-        _cancel_between_layers(feedback, crew.stop),
+        _LayerWatch(feedback, crew.stop) as watch,
         _make_lanes(lane_count, crew.stop) as lanes,
     ):
-        stage = _DeviceStage(scene, match, model, tiling, device, precision, lanes, feedback)
+        stage = _DeviceStage(scene, match, model, tiling, device, precision, lanes, watch, feedback)
         free: Relay[Stored] = crew.relay(_BUFFERS)
         pieces: Relay[PieceData] = crew.relay(_BUFFERS)
         finished: Relay[_Finished | None] = crew.relay(1)
@@ -191,22 +193,38 @@ def _write(finished: Relay[_Finished | None], sink: Sink) -> None:
         sink(area.window, values, area.valid)
 
 
-@contextmanager
-def _cancel_between_layers(feedback: Feedback, stop: threading.Event) -> Iterator[None]:
-    """Look for a cancel before each layer too: a batch may take seconds on a slow CPU."""
-    main = threading.get_ident()
+class _LayerWatch:
+    """Looks for a cancel before each layer too: a batch may take seconds on a slow CPU.
 
-    def look(module: torch.nn.Module, args: Any) -> None:
-        if threading.get_ident() == main:
-            feedback.raise_if_cancelled()
-        elif stop.is_set():
+    torch then takes a longer way through every layer of the process, up to a tenth of the time of
+    a model of many small ones. So a batch that was quick ends the watch: those that follow are as
+    quick, and between them the cancel is looked for anyway.
+
+    Use as a context manager, in the thread that asks the user.
+    """
+
+    def __init__(self, feedback: Feedback, stop: threading.Event) -> None:
+        self._feedback = feedback
+        self._stop = stop
+        self._thread = threading.get_ident()
+
+    def _look(self, module: torch.nn.Module, args: Any) -> None:
+        if threading.get_ident() == self._thread:
+            self._feedback.raise_if_cancelled()
+        elif self._stop.is_set():
             raise Stopped
 
-    hook = register_module_forward_pre_hook(look)
-    try:
-        yield
-    finally:
-        hook.remove()
+    def see_batch(self, seconds: float) -> None:
+        """Hear how long a batch of whole tiles takes; may be called by any thread."""
+        if seconds < _QUICK_BATCH_S:
+            self._hook.remove()
+
+    def __enter__(self) -> Self:
+        self._hook = register_module_forward_pre_hook(self._look)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._hook.remove()
 
 
 @contextmanager
@@ -237,14 +255,17 @@ class _DeviceStage:
         device: torch.device,
         precision: Literal["float32", "bfloat16"],
         lanes: Lanes,
+        watch: _LayerWatch,
         feedback: Feedback,
     ) -> None:
         self._reflectance = Reflectance(scene, match, device)
         self._lanes = lanes
+        self._watch = watch
         # In turn, so that each is used again only when its batch's result has been taken.
         self._scratches = cycle([Scratch(device) for _ in range(lanes.in_hand)])
         self._collector = make_collector(tiling, model.out_channels, device)
         self._blend = tiling.blend
+        self._tile_px = tiling.tile_size_px**2
         self._model = model
         self._device = device
         self._precision = precision
@@ -314,7 +335,10 @@ class _DeviceStage:
         where = [tile.read.slices_in(piece.read) for tile in batch]
         try:
             with torch.inference_mode():  # holds for one thread only, as autocast does
-                return batch, self._forward(*self._reflectance.batch(loaded, where, scratch))
+                start_s = time.perf_counter()
+                values = self._forward(*self._reflectance.batch(loaded, where, scratch))
+                self._watch.see_batch((time.perf_counter() - start_s) * self._times_smaller(batch))
+                return batch, values
         except torch.OutOfMemoryError as error:
             self._halve(batch, error)
             return batch, None
@@ -329,6 +353,10 @@ class _DeviceStage:
         if tuple(values.shape) != expected:
             raise ValueError(f"The model returned {tuple(values.shape)} instead of {expected}.")
         return values.float()
+
+    def _times_smaller(self, batch: Sequence[Tile]) -> float:
+        """How many times larger a whole tile may be than all of a batch, 1 or more."""
+        return max(1.0, self._tile_px / (len(batch) * prod(input_shape(batch[0]))))
 
     def _batch_size(self, tile: Tile) -> int:
         size = batch_size(tile, self._reflectance.channels, self._device.type)

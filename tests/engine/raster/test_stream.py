@@ -375,6 +375,32 @@ def test_a_cancel_is_answered_between_the_layers_of_a_slow_model(source):
     assert time.monotonic() - start_s < 1
 
 
+def test_layers_of_a_quick_model_are_no_longer_watched(source, monkeypatch):
+    looks = []
+    plain = stream._LayerWatch._look
+
+    def count(self, module, args):
+        looks.append(module)
+        plain(self, module, args)
+
+    monkeypatch.setattr(stream._LayerWatch, "_look", count)
+
+    class Quick(torch.nn.Module):
+        tiling, out_channels = Tiling(8, 0), BANDS
+
+        def __init__(self):
+            super().__init__()
+            self.layers = torch.nn.Sequential(*[torch.nn.Identity() for _ in range(9)])
+
+        def forward(self, reflectance, valid):
+            return self.layers(reflectance)
+
+    monkeypatch.setattr(plan, "_BATCH_BYTES", {"cpu": 1})  # a batch a tile
+    stream_into(source, Collected(53, 47, BANDS), Quick(), SilentFeedback())
+    # 11 modules a batch; of 42 batches a few had begun when the first was done.
+    assert 0 < len(looks) < 6 * 11
+
+
 def test_reading_computing_and_writing_overlap(source):
     """The reader is ahead of the model, and the model goes on while rows are written."""
     writing, computed_meanwhile = threading.Event(), threading.Event()
