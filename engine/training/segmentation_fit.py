@@ -21,10 +21,12 @@ from engine.feedback import Feedback, StepFeedback
 from engine.models.spectralx.segmenter import SegmenterConfig, SpectralXSegmenter
 from engine.packages.foundations import Foundation
 from engine.training.gate import GateChoice, GateScore, choose_gate, is_likely
+from engine.training.heads_fit import HeadsFit, fit_heads
 from engine.training.objective import judge
 from engine.training.places import place_folds
 from engine.training.samples import Samples
 from engine.training.segmentation_steps import (
+    PixelFit,
     SegmentationSettings,
     SegmenterTrainer,
     predict_samples,
@@ -47,7 +49,8 @@ class SegmenterHistory:
     """How a fit went.
 
     Args:
-        spectral: the spectral path's fit; None where the model has none.
+        spectral: the linear path's fit; None where the model has none.
+        heads: that of the small networks beside it; None where it has none.
         choice: for how many epochs the network was trained and how much of its answer is added,
             and why.
         losses: of each epoch of the last training, with augmentation.
@@ -59,6 +62,7 @@ class SegmenterHistory:
     """
 
     spectral: SpectralFit | None
+    heads: HeadsFit | None
     choice: GateChoice
     losses: tuple[float, ...]
     fold: Tensor
@@ -135,17 +139,17 @@ class _Fit:
     def run(self, feedback: Feedback) -> tuple[SpectralXSegmenter, SegmenterHistory]:
         """Do all of it."""
         start_s = time.perf_counter()
-        spectral = self._fit_spectral(StepFeedback(feedback, 0.0, SPECTRAL_SHARE))
-        base = None if spectral is None else spectral.held_out
+        pixel = self._fit_pixel(StepFeedback(feedback, 0.0, SPECTRAL_SHARE))
+        base = None if pixel is None else pixel.held_out
         runs = self._folds + 1
         ends = [SPECTRAL_SHARE + (1 - SPECTRAL_SHARE) * n / runs for n in range(runs + 1)]
         added: dict[int, Tensor] = {}
         for fold in range(self._folds):
             part = StepFeedback(feedback, ends[fold], ends[fold + 1])
-            self._ask(fold, spectral, added, part)
+            self._ask(fold, pixel, added, part)
         choice = self._choose(base, added)
         seed = self._settings.seed
-        model = self._trainer.model(seed, spectral, None)
+        model = self._trainer.model(seed, pixel, None)
         losses: list[float] = []
         if choice.gate > 0:
             last = StepFeedback(feedback, ends[-2], 1.0)
@@ -154,7 +158,8 @@ class _Fit:
         _scale_answer(model, choice.gate)
         model.set_trainable()  # the spectral path was trained as well, and counts
         history = SegmenterHistory(
-            spectral,
+            None if pixel is None else pixel.spectral,
+            None if pixel is None else pixel.heads,
             choice,
             tuple(losses),
             self._fold,
@@ -164,9 +169,10 @@ class _Fit:
         )
         return model.eval().cpu(), history
 
-    def _fit_spectral(self, feedback: Feedback) -> SpectralFit | None:
-        """Fit the spectral path, with the folds of the network."""
-        if not self._config.spectral_path:
+    def _fit_pixel(self, feedback: Feedback) -> PixelFit | None:
+        """Fit the answer from each pixel's own spectrum, with the folds of the network."""
+        config, settings = self._config, self._settings
+        if not config.spectral_path:
             return None
         pixels = TrainingPixels(
             self._samples.spectra.to(self._device),
@@ -174,17 +180,30 @@ class _Fit:
             self._fold.to(self._device),
             self._objective,
         )
-        settings = self._settings
-        return fit_spectral_path(pixels, settings.spectral, settings.seed, feedback)
+        first = StepFeedback(feedback, 0.0, 0.3 if config.spectral_heads else 1.0)
+        spectral = fit_spectral_path(pixels, settings.spectral, settings.seed, first)
+        if not config.spectral_heads:
+            return PixelFit(spectral, None)
+        heads = fit_heads(
+            pixels,
+            self._samples.place.to(self._device),
+            spectral,
+            settings.heads,
+            members=config.spectral_heads,
+            hidden=config.spectral_hidden,
+            seed=settings.seed,
+            feedback=StepFeedback(feedback, 0.3, 1.0),
+        )
+        return PixelFit(spectral, heads)
 
     def _ask(
-        self, fold: int, spectral: SpectralFit | None, added: dict[int, Tensor], feedback: Feedback
+        self, fold: int, pixel: PixelFit | None, added: dict[int, Tensor], feedback: Feedback
     ) -> None:
         """Train without a fold and keep what the network answers for its samples, by epoch."""
         members = self._fold == fold
         asked = self._samples.subset(members)
         seed = self._settings.seed + fold + 1
-        model = self._trainer.model(seed, spectral, fold)
+        model = self._trainer.model(seed, pixel, fold)
         empty = torch.zeros(len(members), self._config.num_classes, device=self._device)
 
         def look(epoch: int, run: nn.Module) -> None:
@@ -221,11 +240,9 @@ class _Fit:
 
 @torch.no_grad()
 def _pixel_answers(model: SpectralXSegmenter, samples: Samples) -> Tensor:
-    """(M, K) answers of the spectral path for labelled pixels, on the CPU; 0 without one."""
-    if model.spectral is None:
-        return torch.zeros(len(samples.chip), model.config.num_classes)
-    device = model.spectral.weight.device
-    answers: Tensor = model.spectral(samples.spectra.T[None, :, :, None].to(device))
+    """(M, K) answers of each labelled pixel's own spectrum, on the CPU."""
+    device = next(model.parameters()).device
+    answers = model.pixel_answers(samples.spectra.T[None, :, :, None].to(device))
     return answers[0, :, :, 0].T.cpu()
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from lightning_fabric import Fabric
@@ -20,6 +20,7 @@ from engine.models.spectral import SpectralPath
 from engine.models.spectralx.adapted import AdaptedViT
 from engine.models.spectralx.segmenter import SegmenterConfig, SpectralXSegmenter
 from engine.packages.foundations import Foundation
+from engine.training.heads_fit import HeadsFit, HeadsSettings
 from engine.training.objective import ClassObjective
 from engine.training.samples import Samples
 from engine.training.segmentation_chips import ChipBatch, LabelledChips, Light
@@ -49,6 +50,7 @@ class SegmentationSettings:
         balanced: rare classes, and pure pixels, weigh more; else all alike, as published.
         light: of augmentation; published is none.
         spectral: of the spectral path, where there is one.
+        heads: of the small networks beside it, where there are any.
 
     Raises:
         ValueError: a setting is out of range.
@@ -66,6 +68,7 @@ class SegmentationSettings:
     balanced: bool = True
     light: Light = field(default_factory=Light)
     spectral: SpectralSettings = field(default_factory=SpectralSettings)
+    heads: HeadsSettings = field(default_factory=HeadsSettings)
 
     def __post_init__(self) -> None:
         if min(self.epochs, self.batch_chips, self.check_epochs) < 1:
@@ -74,6 +77,51 @@ class SegmentationSettings:
             raise ValueError("The learning rate is above 0, the weight decay not below.")
         if not 0.0 <= self.validation < 1.0:
             raise ValueError(f"The share of held-out places is below 1, not {self.validation}.")
+
+
+@dataclass(frozen=True, eq=False)
+class PixelFit:
+    """The fitted answer from each pixel's own spectrum.
+
+    Args:
+        spectral: the linear path's fit.
+        heads: the small networks' fit; None where there are none.
+    """
+
+    spectral: SpectralFit
+    heads: HeadsFit | None
+
+    @property
+    def held_out(self) -> Tensor:
+        """(M, K) answers of fits that have not seen the pixel's place."""
+        return self.spectral.held_out if self.heads is None else self.heads.held_out
+
+    def configure(self, config: SegmenterConfig, fold: int | None) -> SegmenterConfig:
+        """The settings of a model that holds it, or its part that does not know a fold."""
+        if self.heads is None or self.heads.choice.gate == 0:
+            return replace(config, spectral_heads=0, spectral_share=0.0)
+        # A fold has fewer networks than the model.
+        count = len(self._heads_state(fold)["bias1"])
+        return replace(config, spectral_heads=count, spectral_share=self.heads.choice.gate)
+
+    def fill(self, model: SpectralXSegmenter, fold: int | None) -> None:
+        """Put it into a model, where no training changes it."""
+        path = self.spectral.path
+        weight = path.weight if fold is None else self.spectral.fold_weight[fold]
+        bias = path.bias if fold is None else self.spectral.fold_bias[fold]
+        state = {**path.state_dict(), "weight": weight, "bias": bias}
+        for module, tensors in (
+            (model.spectral, state),
+            (model.spectral_heads, self._heads_state(fold)),
+        ):
+            if module is not None:
+                module.load_state_dict(tensors)
+                module.requires_grad_(False)
+
+    def _heads_state(self, fold: int | None) -> dict[str, Tensor]:
+        if self.heads is None:
+            return {}
+        return self.heads.state if fold is None else self.heads.fold_states[fold]
 
 
 class SegmenterTrainer:
@@ -112,30 +160,25 @@ class SegmenterTrainer:
         self.steps = 0
         """That were done by all trainings so far."""
 
-    def model(
-        self, seed: int, spectral: SpectralFit | None, fold: int | None
-    ) -> SpectralXSegmenter:
+    def model(self, seed: int, pixel: PixelFit | None, fold: int | None) -> SpectralXSegmenter:
         """A model with fresh parts, but for what stage 1 and the spectral path have learned.
 
         Args:
             seed: of the fresh parts.
-            spectral: the spectral path's fit; None where the model has none.
+            pixel: the spectral path's fit; None where the model has none.
             fold: of places that the path must not know of; None: it knows all.
         """
+        config = self._config if pixel is None else pixel.configure(self._config, fold)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model = SpectralXSegmenter(self._config, self._foundation.vit)
+            model = SpectralXSegmenter(config, self._foundation.vit)
         if self._adapted_state is None:
             _fit_normalisation(model.adapted, self._samples)
         else:
             model.adapted.load_own_state(self._adapted_state)
         model.set_trainable()
-        if spectral is not None and model.spectral is not None:
-            path = spectral.path
-            weight = path.weight if fold is None else spectral.fold_weight[fold]
-            bias = path.bias if fold is None else spectral.fold_bias[fold]
-            model.spectral.load_state_dict({**path.state_dict(), "weight": weight, "bias": bias})
-            model.spectral.requires_grad_(False)
+        if pixel is not None:
+            pixel.fill(model, fold)
         return model
 
     def train(

@@ -53,6 +53,7 @@ class SegmentPreset:
     head_norm: Norm = "batch"
     edges: Edges = "replicate"
     spectral_path: bool = True
+    spectral_heads: int = 0
 
     @property
     def grid(self) -> int:
@@ -107,6 +108,7 @@ class SegmentPreset:
             head_norm=self.head_norm,
             edges=self.edges,
             spectral_path=self.spectral_path,
+            spectral_heads=self.spectral_heads,
         )
         return replace(config, **changes)
 

@@ -2,7 +2,7 @@
 
 Stage 2 of SpectralX (arXiv 2508.01731, figures "SpectralX" and "Are"): one refining adapter after
 each tapped block, a pyramid of the refined taps, and a segmentation head. A linear path on each
-pixel's own spectrum beside it, at full resolution, is ours.
+pixel's own spectrum beside it, at full resolution, and small networks beside that are ours.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from engine.models.spectral import SpectralPath
+from engine.models.spectral import SpectralHeads, SpectralPath
 from engine.models.spectralx.adapted import AdaptedConfig, AdaptedViT
 from engine.models.spectralx.on_foundation import count_trainable, load_own_state, own_state
 from engine.models.spectralx.refine import Match, RefiningAdapter
@@ -55,6 +55,10 @@ class SegmenterConfig(AdaptedConfig):
         edges: what neck and head see beyond a chip's border.
         dropout: before the last layer, in training.
         spectral_path: whether a linear path on each pixel's own spectrum is added (ours).
+        spectral_heads: small networks on the spectrum beside it, at most; 0 for none (ours).
+        spectral_hidden: their width.
+        spectral_share: their share of the pixel's own answer, 0 to 1; the rest is the linear
+            path's. Chosen in training; at 0 they are left out.
         halo_px: margin of a chip that is blended with its neighbours; None: 0.09 of the chip, so
             that no pixel is computed more than 1.5 times.
 
@@ -74,6 +78,9 @@ class SegmenterConfig(AdaptedConfig):
     edges: Edges = "replicate"
     dropout: float = 0.1
     spectral_path: bool = True
+    spectral_heads: int = 0
+    spectral_hidden: int = 64
+    spectral_share: float = 0.0
     halo_px: int | None = None
 
     def __post_init__(self) -> None:
@@ -82,6 +89,8 @@ class SegmenterConfig(AdaptedConfig):
             raise ValueError(f"A segmentation needs two classes or more, not {self.num_classes}.")
         if min(self.neck_width, self.head_channels) < 1 or len(self.neck_scales) < 2:
             raise ValueError("The head needs channels, and a pyramid of two maps or more.")
+        if self.spectral_heads < 0 or self.spectral_hidden < 1 or not 0 <= self.spectral_share <= 1:
+            raise ValueError("The networks on spectra are 0 or more, with a share from 0 to 1.")
         if self.halo_px is not None and not 0 <= 2 * self.halo_px < self.chip_px:
             raise ValueError(
                 f"A chip of {self.chip_px} px has no core inside a halo of {self.halo_px} px."
@@ -96,6 +105,11 @@ class SegmenterConfig(AdaptedConfig):
     def has_refinement(self) -> bool:
         """Whether there is a refining adapter; what it looks up, only the hyper tokenizer has."""
         return self.refine and self.adaptation == "spectralx"
+
+    @property
+    def has_heads(self) -> bool:
+        """Whether small networks on spectra answer beside the linear path."""
+        return self.spectral_path and self.spectral_heads > 0 and self.spectral_share > 0
 
     @property
     def sides(self) -> tuple[int, ...]:
@@ -136,6 +150,7 @@ class SpectralXSegmenter(nn.Module):
         self.spectral = (
             SpectralPath(config.in_channels, config.num_classes) if config.spectral_path else None
         )
+        self.spectral_heads = _spectral_heads(config) if config.has_heads else None
 
     @property
     def tile_size_px(self) -> int:
@@ -180,8 +195,27 @@ class SpectralXSegmenter(nn.Module):
         output = self.adapted(x, self.refine)
         logits = resize(self.head(self.neck(output.taps)), side)[..., :h, :w].float()
         if self.spectral is not None:
-            logits = logits + self.spectral(torch.where(valid[:, None], reflectance, 0.0))
+            logits = logits + self.pixel_answers(torch.where(valid[:, None], reflectance, 0.0))
         return logits
+
+    def pixel_answers(self, reflectance: Tensor) -> Tensor:
+        """What each pixel's own spectrum answers; 0 without a spectral path.
+
+        Args:
+            reflectance: (B, C, h, w) float32 of any size, 0 where not valid.
+
+        Returns:
+            (B, K, h, w) float32 logits.
+        """
+        if self.spectral is None:
+            b, _c, h, w = reflectance.shape
+            return reflectance.new_zeros(b, self.config.num_classes, h, w)
+        linear: Tensor = self.spectral(reflectance)
+        if self.spectral_heads is None:
+            return linear
+        mean = self.spectral_heads.mean_map(reflectance, self.spectral)
+        mixed: Tensor = torch.lerp(linear, mean, self.config.spectral_share)
+        return mixed
 
     def set_trainable(self) -> None:
         """Let the second stage's parts train, and nothing else."""
@@ -196,7 +230,7 @@ class SpectralXSegmenter(nn.Module):
         parts = {
             "Are-adapter": _parameters(self.refine),
             "neck and head": [*_parameters(self.neck), *_parameters(self.head)],
-            "spectral path": _parameters(self.spectral),
+            "spectral path": [*_parameters(self.spectral), *_parameters(self.spectral_heads)],
         }
         return self.adapted.trainable_counts() | count_trainable(parts)
 
@@ -221,6 +255,13 @@ class SpectralXSegmenter(nn.Module):
 def _parameters(module: nn.Module | None) -> list[nn.Parameter]:
     """All parameters of a module that may not be there."""
     return [] if module is None else list(module.parameters())
+
+
+def _spectral_heads(config: SegmenterConfig) -> SpectralHeads:
+    """The small networks on spectra."""
+    return SpectralHeads(
+        config.in_channels, config.num_classes, config.spectral_heads, config.spectral_hidden
+    )
 
 
 def _refiner(config: SegmenterConfig, adapted: AdaptedViT) -> RefiningAdapter:

@@ -11,6 +11,7 @@ from engine.feedback import SilentFeedback
 from engine.models.spectralx.segmenter import SpectralXSegmenter
 from engine.models.vit import ViTConfig
 from engine.packages.foundations import Foundation
+from engine.training.heads_fit import HeadsSettings
 from engine.training.segmentation import estimate_memory, train_segmenter
 from engine.training.segmentation_chips import Light
 from engine.training.segmentation_fit import (
@@ -190,6 +191,23 @@ def test_what_stage_1_has_learned_is_begun_with():
     for name, tensor in state.items():
         if tensor.is_floating_point() and "running" not in name:
             torch.testing.assert_close(now[name], tensor, atol=1e-5, rtol=0, msg=name)
+
+
+def test_small_networks_on_spectra_are_fitted_and_kept():
+    samples = made_samples(chips=9)
+    config = replace(CONFIG, spectral_heads=3, spectral_hidden=16)
+    heads = HeadsSettings(epochs=10, check_epochs=5)
+    model, history = fit(samples, config, replace(QUICK, learning_rate=0.5, heads=heads))
+    share = history.heads.choice.gate
+    assert share > 0
+    assert (model.config.spectral_heads, model.config.spectral_share) == (3, share)
+    assert torch.equal(model.spectral_heads.weight3, history.heads.state["weight3"])
+    assert history.choice.gate == 0  # at this rate the network does harm
+    assert history.choice.without == (
+        min(history.heads.choice.tried, key=lambda score: score.loss).loss,
+        pytest.approx(1.0, abs=0.2),
+    )
+    torch.testing.assert_close(history.held_out, history.heads.held_out)
 
 
 @pytest.mark.parametrize("scaling", ["standard", "unit"])

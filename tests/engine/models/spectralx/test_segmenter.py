@@ -212,3 +212,31 @@ def test_a_state_with_more_in_it_is_refused():
     model = made_segmenter(refine=False)
     with pytest.raises(ValueError, match=r"has too much: 'refine\."):
         model.load_own_state(made_segmenter().own_state())
+
+
+def test_small_networks_on_spectra_have_their_share_of_the_pixels_answer():
+    model = made_segmenter(spectral_heads=2, spectral_hidden=8, spectral_share=0.25)
+    reflectance, valid = chips(count=1, height=3, width=5)
+    linear = model.spectral(reflectance)
+    networks = model.spectral_heads.mean_map(reflectance, model.spectral)
+    torch.testing.assert_close(
+        model.pixel_answers(reflectance), 0.75 * linear + 0.25 * networks, atol=1e-5, rtol=1e-5
+    )
+    torch.nn.init.zeros_(model.head.classes.weight)
+    with torch.no_grad():
+        answers = model(reflectance, valid) - model.head.classes.bias[:, None, None]
+    torch.testing.assert_close(answers, model.pixel_answers(reflectance), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"spectral_share": 0.0}, {"spectral_path": False}, {"spectral_heads": 0}]
+)
+def test_networks_on_spectra_that_answer_nothing_are_left_out(changes):
+    given = {"spectral_heads": 2, "spectral_share": 0.5} | changes
+    assert made_segmenter(**given).spectral_heads is None
+
+
+@pytest.mark.parametrize("changes", [{"spectral_heads": -1}, {"spectral_share": 1.5}])
+def test_networks_on_spectra_out_of_range_are_refused(changes):
+    with pytest.raises(ValueError, match="networks on spectra"):
+        segmenter_config(**changes)
