@@ -207,6 +207,7 @@ class _LayerWatch:
         self._feedback = feedback
         self._stop = stop
         self._thread = threading.get_ident()
+        self._ending = threading.Lock()
 
     def _look(self, module: torch.nn.Module, args: Any) -> None:
         if threading.get_ident() == self._thread:
@@ -217,6 +218,11 @@ class _LayerWatch:
     def see_batch(self, seconds: float) -> None:
         """Hear how long a batch of whole tiles takes; may be called by any thread."""
         if seconds < _QUICK_BATCH_S:
+            self._end()
+
+    def _end(self) -> None:
+        """Take the hook away, once: torch looks whether it is there and only then deletes it."""
+        with self._ending:
             self._hook.remove()
 
     def __enter__(self) -> Self:
@@ -224,7 +230,7 @@ class _LayerWatch:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._hook.remove()
+        self._end()
 
 
 @contextmanager

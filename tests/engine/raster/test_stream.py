@@ -494,3 +494,29 @@ def test_too_little_memory_in_lanes_gives_the_same_result(tmp_path, lanes, monke
     result = run(source, TooMuchFor(MANY_TILES), feedback=feedback)
     np.testing.assert_allclose(result.values, values * 1e-4, rtol=1e-5)
     assert "going on with" in feedback.warnings[0]
+
+
+def test_lanes_that_end_the_watch_together_do_not_stumble():
+    """torch's handle looks for its hook and then deletes it: two at once find it both."""
+    watch = stream._LayerWatch(SilentFeedback(), threading.Event())
+    hooks, failed = {"hook": 1}, []
+
+    class Handle:
+        def remove(self):
+            if "hook" in hooks:
+                time.sleep(0.05)
+                del hooks["hook"]
+
+    def end():
+        try:
+            watch.see_batch(0.0)
+        except KeyError as error:
+            failed.append(error)
+
+    watch._hook = Handle()
+    lanes = [threading.Thread(target=end) for _lane in range(2)]
+    for lane in lanes:
+        lane.start()
+    for lane in lanes:
+        lane.join()
+    assert (hooks, failed) == ({}, [])
