@@ -85,7 +85,12 @@ def adapt_backbone(request: Request, feedback: Feedback) -> dict[str, Any]:
     foundation = _load_backbone(request, feedback)
     _check_memory(settings, scenes, foundation, devices)
     checkpoint, state = open_checkpoint(
-        request, scenes, feedback, backbone=foundation.identity.sha256
+        request,
+        scenes,
+        feedback,
+        backbone=foundation.identity.sha256,
+        # The ground that is held out is that of the others.
+        targets=str(len(request.targets)),
     )
     tiles = open_adaptation_tiles(
         scenes,

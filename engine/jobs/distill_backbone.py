@@ -90,7 +90,7 @@ def distill_backbone(request: Request, feedback: Feedback) -> dict[str, Any]:
     settings = _settings(request)
     devices = choose_devices(request, feedback)
     scenes = open_scenes(request, feedback)
-    check_training_outputs(request, scenes, [request.responses] if request.responses else [])
+    check_training_outputs(request, scenes, filter(None, (request.teacher, request.responses)))
     teacher = _load_teacher(request, feedback)
     drop_ranges_nm = parse_ranges(request.drop_ranges)
     bands = student_bands(scenes[0].require_bands(), drop_ranges_nm)

@@ -35,7 +35,6 @@ from engine.jobs.shared.training import (
 )
 from engine.models.spectralx.presets import PRESETS
 from engine.models.spectralx.segmenter import SegmenterConfig
-from engine.packages.foundations import remember_foundation
 from engine.packages.metadata import ModelInfo, Normalisation
 from engine.packages.package import save_package
 from engine.packages.parts import ModelParts
@@ -142,7 +141,6 @@ def train_segmentation(request: Request, feedback: Feedback) -> dict[str, Any]:
     info = _describe(request, scenes, start, classes, samples, trained)
     parts = ModelParts(trained.support, trained.calibration.temperature)
     output = save_package(request.output, info, trained.model.own_state() | parts.state())
-    remember_foundation(start.foundation.identity, request.backbone)
     result: dict[str, Any] = {
         "output": str(output),
         **score_values(trained.scores),

@@ -6,7 +6,6 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Literal, Protocol, TypeVar
 
 import torch
@@ -18,11 +17,9 @@ from engine.errors import CapacityError, DeviceError, RequestError
 from engine.feedback import Feedback
 from engine.jobs.check_engine import available_memory_bytes
 from engine.jobs.request import DeviceRequest
-from engine.jobs.shared.training import as_list
+from engine.jobs.shared.training import as_list, check_package_outputs
 from engine.models.mae import Precision, StudentPreset, estimate_bytes
-from engine.packages.package import check_place
 from engine.raster.scene import Scene, open_scene
-from engine.raster.writer import check_outputs
 from engine.training.masked_fit import FitHistory, FitSettings, MaskedTask, fit
 from engine.training.reconstruction import ReconstructionResult
 from engine.training.run_checkpoint import RunCheckpoint, RunState, restore_model
@@ -149,14 +146,10 @@ def check_training_outputs(
     Args:
         request: what was asked for.
         scenes: that must not be overwritten.
-        others: further files that must not be.
+        others: files and packages that must not be either, see `check_package_outputs`.
     """
-    inputs = [*(file for scene in scenes for file in scene.files), *others]
-    output = Path(request.output)
-    check_place(output)
-    if not output.is_dir():  # else an older package, which the new one replaces
-        check_outputs([request.output], inputs, suffixes=(".zip", output.suffix))
-    check_outputs([request.report], inputs, suffixes=(".html", ".htm"))
+    inputs = [file for scene in scenes for file in scene.files]
+    check_package_outputs(request.output, request.report, inputs, others)
 
 
 def require_memory(

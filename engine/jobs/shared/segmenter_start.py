@@ -13,7 +13,12 @@ from engine.models.spectralx.adapted import AdaptedConfig
 from engine.models.spectralx.presets import PRESETS
 from engine.models.spectralx.segmenter import SegmenterConfig
 from engine.packages.build import parse_config
-from engine.packages.foundations import Foundation, find_foundation, load_foundation
+from engine.packages.foundations import (
+    Foundation,
+    find_foundation,
+    load_foundation,
+    remember_foundation,
+)
 from engine.packages.package import ModelPackage, load_package
 from engine.raster.spectra import BandTable
 
@@ -99,6 +104,8 @@ class SegmenterStart:
 def load_start(request: StartRequest, scene_bands: BandTable, feedback: Feedback) -> SegmenterStart:
     """Load what the training begins with, and say whose it is.
 
+    Where a backbone was loaded from is remembered, so that the model finds it without asking.
+
     Args:
         request: what was asked for.
         scene_bands: good bands of the first scene, which a new model reads.
@@ -111,6 +118,7 @@ def load_start(request: StartRequest, scene_bands: BandTable, feedback: Feedback
     """
     if request.adapted is None:
         foundation = load_foundation(request.backbone)
+        remember_foundation(foundation.identity, request.backbone)
         _tell(foundation, feedback)
         return SegmenterStart(foundation, scene_bands)
     package = load_package(request.adapted)
@@ -164,6 +172,7 @@ def _foundation_of(request: StartRequest, config: AdaptedConfig, name: str) -> F
             f"({foundation.identity.sha256[:12]}…).",
             f"Choose {wanted.name} as the backbone (from {wanted.source}), or adapt this one.",
         )
+    remember_foundation(wanted, request.backbone)
     return foundation
 
 

@@ -13,12 +13,14 @@ import numpy as np
 from pydantic import BeforeValidator, Field
 from rasterio.warp import transform_bounds
 
-from engine.errors import PackageError, RequestError
+from engine.errors import OutputError, PackageError, RequestError
 from engine.feedback import Feedback
 from engine.jobs.request import DeviceRequest, JobRequest
 from engine.models.backbone import backbone_halo_px
 from engine.models.hyperkd import EncoderConfig
 from engine.models.pixel_model import PixelModelConfig
+from engine.packages.installed import find_package
+from engine.packages.item import WEIGHTS_NAME
 from engine.packages.package import ModelPackage, check_place, load_package
 from engine.raster.scene import Scene, open_scene
 from engine.raster.spectra import BandTable, match_bands
@@ -162,14 +164,49 @@ def check_training_outputs(
     Args:
         request: what was asked for.
         scenes: that must not be overwritten, as little as the labels.
-        others: further files that must not be.
+        others: files and packages that must not be either, see `check_package_outputs`.
     """
-    inputs = [*(file for scene in scenes for file in scene.files), request.training, *others]
-    output = Path(request.output)
-    check_place(output)
-    if not output.is_dir():  # else an older package, which the new one replaces
-        check_outputs([request.output], inputs, suffixes=(".zip", output.suffix))
-    check_outputs([request.report], inputs, suffixes=(".html", ".htm"))
+    inputs = [*(file for scene in scenes for file in scene.files), request.training]
+    check_package_outputs(request.output, request.report, inputs, others)
+
+
+def check_package_outputs(
+    output: str, report: str | None, inputs: Iterable[str], others: Iterable[str]
+) -> None:
+    """Refuse a package and a report that cannot be written, before work begins.
+
+    Args:
+        output: where the package is wanted. An older one there is replaced.
+        report: where it is wanted; None: nowhere.
+        inputs: files that must not be overwritten.
+        others: further files, and packages by path or name. What was adapted from a backbone
+            would be worth nothing in its place.
+
+    Raises:
+        OutputError: one of them cannot be written.
+    """
+    place = Path(output)
+    check_place(place)
+    others = list(others)
+    if any(_is_at(place, other) for other in others):
+        raise OutputError(
+            f"The output {output} is also an input: the package that training begins with.",
+            "Choose another path.",
+        )
+    sources = [*inputs, *others]
+    if not place.is_dir():  # else an older package, which the new one replaces
+        check_outputs([output], sources, suffixes=(".zip", place.suffix))
+    check_outputs([report], sources, suffixes=(".html", ".htm"))
+
+
+def _is_at(place: Path, source: str) -> bool:
+    """Whether a package, by its name, its path or that of one of its files, stands at a place."""
+    path = Path(source)
+    try:
+        found = find_package(str(path.parent) if path.name == WEIGHTS_NAME else source)
+    except PackageError:  # a file of weights, or something that its reader will complain about
+        return False
+    return place.exists() and place.samefile(found)
 
 
 def good_bands(table: BandTable) -> BandTable:

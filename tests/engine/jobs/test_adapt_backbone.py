@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,8 @@ from engine.packages.foundations import load_foundation
 from engine.packages.package import load_package
 from tests.engine.jobs.made_landscape import FWHM_NM, WAVELENGTH_NM, landscape
 from tests.engine.jobs.test_train_classifier import Recorder
+
+PACKAGED = Path(__file__).parents[3] / "resources" / "models"
 
 CHIP_PX = PRESETS["laptop"].chip_px
 SIDE_PX = 2 * CHIP_PX + 6  # four tiles, one of which is held out
@@ -185,6 +188,15 @@ def test_resuming_with_another_backbone_is_refused(adapt, tmp_path):
         adapt(resume=True, backbone=made_backbone(tmp_path))
 
 
+def test_resuming_with_a_source_that_has_become_a_target_is_refused(adapt, scene):
+    """Its ground was held out, and would now be trained on."""
+    first, second = scene(), scene("second.tif")
+    with pytest.raises(CancelledError):
+        adapt(Recorder(cancel_at=0.4), input=[first, second])
+    with pytest.raises(TrainingError, match='targets was "0" and is "1"'):
+        adapt(resume=True, input=[first], targets=[second])
+
+
 def test_a_backbone_from_a_file_is_found_again_without_asking(adapt, tmp_path):
     path = made_backbone(tmp_path)
     package = load_package(adapt(backbone=path, epochs=1)["output"])
@@ -320,3 +332,13 @@ def test_an_output_that_is_the_backbone_is_refused(adapt, tmp_path):
     own = path.rename(tmp_path / "plain.zip.safetensors")
     with pytest.raises(OutputError, match=r"is a file, not a folder|is also an input"):
         adapt(backbone=str(own), output=str(own))
+
+
+@pytest.mark.parametrize("given", ["", "model.json", "weights.safetensors"])
+def test_the_package_of_the_backbone_is_not_replaced_by_its_adapters(adapt, tmp_path, given):
+    own = tmp_path / "galileo"
+    shutil.copytree(PACKAGED / "galileo-nano", own)
+    before = (own / "model.json").read_bytes()
+    with pytest.raises(OutputError, match="is also an input: the package that training begins"):
+        adapt(backbone=str(own / given), output=str(own))
+    assert (own / "model.json").read_bytes() == before

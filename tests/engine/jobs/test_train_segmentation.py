@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from engine.errors import (
 from engine.feedback import SilentFeedback
 from engine.jobs.segment import Request as SegmentRequest
 from engine.jobs.segment import segment
+from engine.jobs.shared.segmenter_start import load_start
 from engine.jobs.train_segmentation import Request, train_segmentation
 from engine.models.spectralx.adapted import AdaptedViT
 from engine.models.spectralx.presets import PRESETS
@@ -50,6 +52,7 @@ from tests.engine.raster.test_vector import pixel_box, write_layer
 
 pytestmark = pytest.mark.slow  # each test trains four segmenters
 
+PACKAGED = Path(__file__).parents[3] / "resources" / "models"
 MEMORY = "engine.jobs.shared.masked_training.available_memory_bytes"
 
 
@@ -266,6 +269,28 @@ def test_the_backbone_of_adapters_is_found_without_being_chosen(train, adapted, 
     Path(backbone).with_name("config.json").rename(tmp_path / "models" / "config.json")
     result = train(adapted=made, backbone="galileo-nano")  # the toolbox's default
     assert load_package(result["output"]).info.training["backbone"]["name"] == "tiny"
+
+
+def test_a_folder_that_happens_to_have_the_name_of_the_default_is_no_backbone_of_adapters(
+    adapted, backbone, tmp_path, monkeypatch
+):
+    """Remembered as the adapters' backbone, it would hide the right one."""
+    given = {"input": "-", "training": "-", "output": "-"}
+    bands = BandTable(("b",) * BANDS, WAVELENGTH_NM, FWHM_NM, np.ones(BANDS, bool), "made")
+    load_start(Request.parse({**given, "backbone": backbone}), bands, SilentFeedback())
+    shutil.copytree(PACKAGED / "galileo-nano", tmp_path / "galileo-nano")
+    monkeypatch.chdir(tmp_path)
+    request = Request.parse({**given, "adapted": adapted()})
+    for _time in range(2):
+        start = load_start(request, bands, SilentFeedback())
+        assert start.foundation.identity.name == "tiny"
+
+
+def test_an_output_in_the_place_of_the_adapters_is_refused(train, adapted, tmp_path):
+    own = adapted("adapted")
+    with pytest.raises(OutputError, match="is also an input"):
+        train(adapted=own, output=str(tmp_path / "adapted"))
+    assert load_package(own).info.architecture == "spectralx-adapted"
 
 
 def test_adapters_of_another_backbone_are_refused_with_the_right_one(train, adapted, tmp_path):
