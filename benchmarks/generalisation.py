@@ -102,6 +102,7 @@ METHODS: dict[str, Method] = {
     "SpectralX, no spectral path": Method(ALONE, adapted=True),
     "full fine-tuning, spectral path": Method({"adaptation": "full"}),
     "SpectralX": Method({}, adapted=True),
+    "SpectralX, small networks": Method({"spectral_heads": 4}, adapted=True),
 }
 
 
