@@ -25,8 +25,6 @@ class EncoderWeights:
         state: float32 tensors of its own memory by the names of `ViT`; all that it has.
         decoder: float32 tensors of the pre-training's decoder by their public names, may be empty.
         decoder_num_heads: its attention heads, None where not known or there is no decoder.
-        patch_embed: ``proj.weight`` (D, bands, patch, patch) and ``proj.bias`` (D,) of its own
-            patch embedding, where it is one convolution of one date; may be empty.
     """
 
     kind: str
@@ -34,16 +32,6 @@ class EncoderWeights:
     state: dict[str, Tensor]
     decoder: dict[str, Tensor]
     decoder_num_heads: int | None
-    patch_embed: dict[str, Tensor]
-
-
-def own_patch_embed(names: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The patch embedding's kernel without its axis of dates, and its bias."""
-    prefix = "patch_embed."
-    found = {name.removeprefix(prefix): names[name] for name in names if name.startswith(prefix)}
-    if found["proj.weight"].dim() == 5:
-        found["proj.weight"] = found["proj.weight"][:, :, 0]
-    return found
 
 
 def checked(found: Mapping[str, Tensor], config: ViTConfig, origin: str) -> dict[str, Tensor]:

@@ -72,15 +72,12 @@ class Foundation:
         vit: in eval mode, without gradients, on the CPU.
         decoder: tensors of its pre-training's decoder by their public names, may be empty.
         decoder_num_heads: attention heads of that decoder, None where not known.
-        patch_embed: ``proj.weight`` (D, bands, patch, patch) and ``proj.bias`` (D,) of its own
-            patch embedding, may be empty.
     """
 
     identity: FoundationIdentity
     vit: ViT
     decoder: dict[str, Tensor]
     decoder_num_heads: int | None
-    patch_embed: dict[str, Tensor]
 
 
 def load_foundation(
@@ -155,9 +152,7 @@ def _installed_names() -> str:
 
 def _foundation(identity: FoundationIdentity, weights: EncoderWeights) -> Foundation:
     vit = _filled(weights.config, weights.state)
-    return Foundation(
-        identity, vit, weights.decoder, weights.decoder_num_heads, weights.patch_embed
-    )
+    return Foundation(identity, vit, weights.decoder, weights.decoder_num_heads)
 
 
 def _filled(config: ViTConfig, state: dict[str, Tensor]) -> ViT:

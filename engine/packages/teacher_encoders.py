@@ -11,7 +11,7 @@ from engine.models.galileo import JULY, GalileoConfig
 from engine.models.galileo_inputs import SENTINEL2_GROUP_INDEX
 from engine.models.prithvi import PrithviConfig
 from engine.models.vit import ViTConfig
-from engine.packages.encoder_weights import EncoderWeights, checked, own, own_patch_embed
+from engine.packages.encoder_weights import EncoderWeights, checked, own
 from engine.packages.teacher_layouts import with_computed_positions
 
 # Ground size of a patch that Galileo is told, in units of 10 m; it was trained with 1 to 8.
@@ -58,9 +58,7 @@ def galileo_encoder(
         positions="galileo",
         position_step=GALILEO_STEP,
     )
-    return EncoderWeights(
-        "galileo", vit_config, checked(found, vit_config, origin), {}, None, patch_embed={}
-    )
+    return EncoderWeights("galileo", vit_config, checked(found, vit_config, origin), {}, None)
 
 
 def prithvi_encoder(
@@ -99,7 +97,6 @@ def prithvi_encoder(
         checked(found, vit_config, origin),
         own(decoder, origin),
         config.decoder_num_heads,
-        own(own_patch_embed(encoder), origin),
     )
 
 

@@ -24,7 +24,6 @@ from engine.packages.encoder_weights import (
     incomplete,
     listed,
     own,
-    own_patch_embed,
 )
 from engine.packages.teacher_encoders import galileo_encoder, prithvi_encoder
 from engine.packages.teacher_layouts import (
@@ -179,7 +178,6 @@ def _plain_encoder(
         checked(_encoder_tensors(names, config), config, origin),
         own(decoder, origin) if has_decoder else {},
         _decoder_heads(decoder, hints) if has_decoder else None,
-        own(own_patch_embed(names), origin),
     )
 
 

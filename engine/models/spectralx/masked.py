@@ -157,21 +157,3 @@ class MaskedSpectralX(nn.Module):
         config = self.adapted.config
         hidden = torch.ones(len(ids_keep), config.grid**2, dtype=torch.bool, device=ids_keep.device)
         return spread_pixels(hidden.scatter_(1, ids_keep, False), config.chip_px)
-
-
-def draw_ids_keep(noise: Tensor, keep: int) -> Tensor:
-    """Draw the visible tokens as published: those with the smallest noise, in its order.
-
-    Args:
-        noise: (B, N) any float; equals stay in the order of the tokens.
-        keep: K, tokens to show (49 of 196 published), 1 to N.
-
-    Returns:
-        (B, K) int64, 0-based.
-
-    Raises:
-        ValueError: so many cannot be kept.
-    """
-    if not 1 <= keep <= noise.shape[1]:
-        raise ValueError(f"1 to {noise.shape[1]} tokens can be shown, not {keep}.")
-    return noise.argsort(dim=1, stable=True)[:, :keep]

@@ -44,7 +44,7 @@ def foundation():
     torch.manual_seed(5)
     vit = ViT(ViTConfig(embed_dim=64, depth=4, num_heads=4, patch_px=2, grid=4))
     vit.requires_grad_(False).eval()
-    return Foundation(IDENTITY, vit, {}, None, {})
+    return Foundation(IDENTITY, vit, {}, None)
 
 
 @pytest.fixture

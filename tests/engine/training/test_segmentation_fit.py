@@ -36,7 +36,7 @@ FABRIC = Fabric(accelerator="cpu", devices=1)
 
 
 def foundation():
-    return Foundation(IDENTITY, made_vit(VIT), {}, None, {})
+    return Foundation(IDENTITY, made_vit(VIT), {}, None)
 
 
 def fit(samples=None, config=CONFIG, settings=QUICK, base=None, feedback=None, **options):

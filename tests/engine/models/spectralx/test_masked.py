@@ -5,7 +5,6 @@ import torch
 
 from engine.models.mae import compose
 from engine.models.patches import patchify
-from engine.models.spectralx.masked import draw_ids_keep
 
 from .masked_models import BANDS, CHIP_PX, GRID, KINDS, PATCH_PX, chips, masked_model
 
@@ -200,17 +199,3 @@ def test_lower_precision_keeps_the_loss_in_float32(kind):
             found = losses(model, chips(), model(chips(), IDS_KEEP))["loss"]
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, plain, rtol=0.05, atol=0.0)
-
-
-def test_tokens_with_the_smallest_noise_are_shown_in_its_order():
-    assert draw_ids_keep(torch.tensor([[0.9, 0.1, 0.5, 0.3]]), 2).tolist() == [[1, 3]]
-
-
-def test_equal_noise_keeps_the_order_of_the_tokens():
-    assert draw_ids_keep(torch.zeros(1, 100), 5).tolist() == [[0, 1, 2, 3, 4]]
-
-
-@pytest.mark.parametrize("keep", [0, 17])
-def test_some_tokens_have_to_be_shown(keep):
-    with pytest.raises(ValueError, match=f"1 to 16 tokens can be shown, not {keep}"):
-        draw_ids_keep(torch.zeros(1, 16), keep)

@@ -17,7 +17,7 @@ from engine.models.patches import patchify
 from engine.models.spectralx.adapted import AdaptedConfig, AdaptedViT
 from engine.models.spectralx.aomoa import AdaptedLinear
 from engine.models.spectralx.decoders import DecoderSource, make_decoder
-from engine.models.spectralx.masked import MaskedSpectralX, draw_ids_keep
+from engine.models.spectralx.masked import MaskedSpectralX
 from engine.models.vit import FoundationIdentity, ViT, ViTConfig
 
 from .official import Fixture, adapted_state, tokenizer_state, under
@@ -101,7 +101,8 @@ class Stage1:
         """All that the fixtures record, by their names."""
         model, x = self.model, self.image.to(next(self.model.parameters()).dtype)
         b, n = self.noise.shape
-        ids_keep = draw_ids_keep(self.noise, round(n * (1 - MASK_RATIO)))
+        # Published: those with the smallest noise are shown; equals in the order of the tokens.
+        ids_keep = self.noise.argsort(dim=1, stable=True)[:, : round(n * (1 - MASK_RATIO))]
         heard: dict[str, torch.Tensor] = {}
         experts: list[torch.Tensor] = []
         with torch.no_grad(), Listening(model, heard, experts):
