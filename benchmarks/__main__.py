@@ -187,7 +187,7 @@ def _adapters(options: argparse.Namespace) -> list[list[str]]:
 
 
 def _adapt(options: argparse.Namespace) -> list[list[str]]:
-    from benchmarks.segmentation_speed import measure_training
+    from benchmarks.adaptation_speed import measure_training
 
     results = measure_training(options.folder, options.bands, options.pairs, options.device)
     _keep(options, "adapt", results)

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.memory import peak_bytes
-from benchmarks.random_backbone import write_random_vit
-from benchmarks.segmentation_speed import NANO, VIT_L_FILE
+from benchmarks.random_backbone import VIT_L_FILE, write_random_vit
+from benchmarks.segmentation_speed import NANO
 from benchmarks.speed import DeviceName, paired
 from engine.__main__ import prepare_process
 from engine.device import choose_device

@@ -11,6 +11,7 @@ from torch import Tensor
 from engine.models.vit import ViT, ViTConfig
 
 VIT_L = ViTConfig()  # ViT-L/16 as published
+VIT_L_FILE = "random_vit_l.safetensors"
 COLOURS = 3  # of the patch embedding that comes with public files
 SPREAD = 0.02  # of the weights, about that of trained ones
 
