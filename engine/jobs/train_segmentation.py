@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cache
 from typing import Any, Literal
 
@@ -33,7 +33,7 @@ from engine.jobs.shared.training import (
     shareable,
     training_area,
 )
-from engine.models.spectralx.presets import PRESETS
+from engine.models.spectralx.presets import PRESETS, PUBLISHED
 from engine.models.spectralx.segmenter import SegmenterConfig
 from engine.packages.metadata import ModelInfo, Normalisation
 from engine.packages.package import save_package
@@ -45,7 +45,7 @@ from engine.report import render_report
 from engine.training.classes import LabelClass, check_class_pixels
 from engine.training.samples import Samples, collect_samples
 from engine.training.segmentation import TrainedSegmenter, estimate_memory, train_segmenter
-from engine.training.segmentation_chips import chip_sizes
+from engine.training.segmentation_chips import Light, chip_sizes
 from engine.training.segmentation_report import segmentation_values
 from engine.training.segmentation_steps import SegmentationSettings
 from engine.training.targets import ClassTargets
@@ -173,7 +173,7 @@ def _choose_devices(request: Request, feedback: Feedback) -> Devices:
 def _settings(request: Request) -> SegmentationSettings:
     """The settings of the training: the request's, or the preset's."""
     preset = PRESETS[request.preset]
-    return SegmentationSettings(
+    settings = SegmentationSettings(
         epochs=request.epochs,
         batch_chips=request.batch_size or preset.batch_chips,
         learning_rate=request.learning_rate or preset.learning_rate,
@@ -181,6 +181,10 @@ def _settings(request: Request) -> SegmentationSettings:
         seed=request.seed,
         check_epochs=max(request.epochs // CHECKS, 1),
     )
+    if preset.name != PUBLISHED:
+        return settings
+    # Folds stay: they say how long to train, and give the temperature.
+    return replace(settings, cosine=False, balanced=False, light=Light(0.0, 0.0))
 
 
 def _check_memory(

@@ -23,7 +23,7 @@ from engine.models.mae import StudentOutput
 from engine.models.spectralx.adapted import AdaptedConfig, AdaptedViT, Scaling
 from engine.models.spectralx.decoders import DecoderSource, make_decoder
 from engine.models.spectralx.masked import MaskedOutput, MaskedSpectralX
-from engine.models.spectralx.presets import PRESETS, SegmentPreset
+from engine.models.spectralx.presets import PRESETS, PUBLISHED, SegmentPreset
 from engine.models.vit import Positions
 from engine.packages.foundations import Foundation
 from engine.raster.band_presence import student_bands
@@ -38,8 +38,6 @@ from engine.training.scene_tiles import SceneTiles, TileBatch
 from engine.training.tile_scaling import network_input, scale_tiles, scaled_statistics
 from engine.training.tile_survey import TileShape
 
-PUBLISHED = "paper"
-"""The preset that does what the published code does, where a training's rules allow it."""
 PUBLISHED_WEIGHT_DECAY = 1e-4
 DEFAULT_EPOCHS = 400
 """A minute on one core for the few tiles of a small scene; the published number is in steps."""

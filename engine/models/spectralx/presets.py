@@ -132,6 +132,9 @@ class SegmentPreset:
         }
 
 
+PUBLISHED = "paper"
+"""The preset that does what the published code does, where a training's rules allow it."""
+
 PRESETS: Mapping[str, SegmentPreset] = MappingProxyType(
     {
         preset.name: preset
@@ -139,7 +142,7 @@ PRESETS: Mapping[str, SegmentPreset] = MappingProxyType(
             # Whatever the published code does, and the paper counts: 11,810,689 values train at
             # 32 bands, neck and head aside.
             SegmentPreset(
-                name="paper",
+                name=PUBLISHED,
                 title="As published: chips of 224 px, scaled one by one",
                 chip_px=224,
                 patch_px=16,

@@ -28,7 +28,7 @@ from engine.feedback import SilentFeedback
 from engine.jobs.segment import Request as SegmentRequest
 from engine.jobs.segment import segment
 from engine.jobs.shared.segmenter_start import load_start
-from engine.jobs.train_segmentation import Request, train_segmentation
+from engine.jobs.train_segmentation import Request, _settings, train_segmentation
 from engine.models.spectralx.adapted import AdaptedViT
 from engine.models.spectralx.presets import PRESETS
 from engine.packages.build import build_model
@@ -37,6 +37,7 @@ from engine.packages.metadata import ModelInfo, Normalisation
 from engine.packages.package import load_package, save_package
 from engine.raster.spectra import BandTable
 from engine.raster.tiles import Tiling
+from engine.training.segmentation_chips import Light
 from tests.engine.conftest import BANDS, FWHM_NM, TRANSFORM, WAVELENGTH_NM
 from tests.engine.jobs.test_train_classifier import (
     HEIGHT,
@@ -251,6 +252,15 @@ def test_settings_of_the_request_are_those_of_the_model(train):
     )  # fmt: skip
     assert config["load_balancing"] == 0.01
     assert config["spectral_path"] is False
+
+
+@pytest.mark.parametrize(("preset", "is_published"), [("paper", True), ("large", False)])
+def test_the_papers_preset_trains_by_the_published_rules(preset, is_published):
+    request = Request.parse({"input": "-", "training": "-", "output": "-", "preset": preset})
+    settings = _settings(request)
+    ours = (settings.cosine, settings.balanced, settings.light != Light(0.0, 0.0))
+    assert ours == (not is_published,) * 3
+    assert (settings.learning_rate, settings.weight_decay) == (1e-4, 1e-4)
 
 
 def test_training_begins_with_what_stage_1_has_learned(train, adapted, backbone):
