@@ -21,6 +21,7 @@ from engine.report import INK, MUTED, new_figure
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0
 BINS = 10
 _STEPS = 60  # each halves the interval: beyond what float64 holds apart
+_DOT_AREA, _LEAST_DOT_AREA = 90.0, 5.0  # points squared, of the fullest bin and at least
 _AFTER_COLOR, _BEFORE_COLOR = "#0b6e6e", "#e2b13c"
 
 
@@ -146,7 +147,7 @@ def reliability_figure(calibration: Calibration) -> Figure:
     """
     if calibration.before is None or calibration.after is None:
         raise ValueError("There is no reliability curve to draw.")
-    figure, axes = new_figure(5.0, 4.2)
+    figure, axes = new_figure(5.8, 4.4)
     axes.plot([0, 1], [0, 1], color=MUTED, lw=0.9, ls=":")
     share = calibration.after.count / calibration.after.count.sum()
     edges = np.linspace(0, 1, len(share) + 1)
@@ -160,12 +161,22 @@ def reliability_figure(calibration: Calibration) -> Figure:
     ):
         there = curve.count > 0
         axes.plot(
-            curve.confidence[there], curve.accuracy[there], color=color, lw=1.8, marker="o", ms=4,
+            curve.confidence[there], curve.accuracy[there], color=color, lw=1.2,
             label=f"{name}: error {curve.ece:.3f}",
+        )  # fmt: skip
+        # bins of few answers jump up and down, and should not catch the eye
+        area = _DOT_AREA * curve.count[there] / curve.count.max()
+        axes.scatter(
+            curve.confidence[there], curve.accuracy[there], s=np.maximum(area, _LEAST_DOT_AREA),
+            color=color, clip_on=False, zorder=3,
         )  # fmt: skip
     axes.set_xlim(0, 1)
     axes.set_ylim(0, 1)
     axes.set_xlabel("confidence", color=INK)
     axes.set_ylabel("accuracy", color=INK)
-    axes.legend(fontsize=8, frameon=False, loc="upper left")
+    # above the curves: they may run anywhere
+    axes.legend(
+        fontsize=8, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.02), ncols=3,
+        columnspacing=1.2,
+    )  # fmt: skip
     return figure

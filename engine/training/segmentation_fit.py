@@ -154,7 +154,8 @@ class _Fit:
         if choice.gate > 0:
             last = StepFeedback(feedback, ends[-2], 1.0)
             everything = torch.ones_like(self._fold, dtype=torch.bool)
-            losses = self._trainer.train(model, everything, choice.epochs, seed, last)
+            title = "Network, all training places"
+            losses = self._trainer.train(model, everything, choice.epochs, seed, last, title=title)
         _scale_answer(model, choice.gate)
         model.set_trainable()  # the spectral path was trained as well, and counts
         history = SegmenterHistory(
@@ -212,7 +213,8 @@ class _Fit:
                 self._device
             )
 
-        self._trainer.train(model, ~members, self._settings.epochs, seed, feedback, look)
+        title = f"Network, fold {fold + 1} of {self._folds}"
+        self._trainer.train(model, ~members, self._settings.epochs, seed, feedback, look, title)
 
     def _choose(self, base: Tensor | None, added: Mapping[int, Tensor]) -> GateChoice:
         """Choose epochs and weight by what the folds said."""

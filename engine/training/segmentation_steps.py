@@ -189,6 +189,7 @@ class SegmenterTrainer:
         seed: int,
         feedback: Feedback,
         look: Look | None = None,
+        title: str = "Network",
     ) -> list[float]:
         """Train on some of the samples.
 
@@ -200,6 +201,7 @@ class SegmenterTrainer:
             seed: of windows, batches and dropout.
             feedback: told the loss; asked for a cancel at every batch.
             look: called every few epochs with the epoch and the model as Fabric runs it.
+            title: of this training, in what the feedback is told.
 
         Returns:
             the mean loss of each epoch.
@@ -237,7 +239,9 @@ class SegmenterTrainer:
                     total += loss.detach() * len(index) / len(chips)
                 self.steps += steps
                 losses.append(_finite(float(total), epoch))
-                feedback.progress(epoch / epochs, f"Segmenter, epoch {epoch}: loss {total:.3f}")
+                feedback.progress(
+                    epoch / epochs, f"{title}, epoch {epoch} of {epochs}: loss {total:.3f}"
+                )
                 if look is not None and (epoch % settings.check_epochs == 0 or epoch == epochs):
                     look(epoch, run)
         return losses

@@ -122,7 +122,8 @@ def test_the_report_shows_reconstructions_what_was_trained_and_whose_backbone(ad
     parts = load_package(result["output"]).info.training["trainable_parts"]
     for text in ("galileo-nano", sha256, "MIT", "PSNR", "held-out", "AoMoA", "decoder", "norms"):
         assert text in html
-    assert all(f"{count:,}" in html for count in parts.values())
+    assert all(f"{count:,}" in html for count in [*parts.values(), sum(parts.values())])
+    assert result["trainable_parameters"] == sum(parts.values())
     assert "the brightness of hidden pixels is given to it" in html
     assert html.count("data:image/png;base64,") == 3  # the held-out tile, spectra, curves
 

@@ -31,12 +31,14 @@ from engine.jobs.shared.segmenter_start import load_start
 from engine.jobs.train_segmentation import Request, _settings, train_segmentation
 from engine.models.spectralx.adapted import AdaptedViT
 from engine.models.spectralx.presets import PRESETS
+from engine.models.spectralx.segmenter import SpectralXSegmenter
 from engine.packages.build import build_model
 from engine.packages.foundations import load_foundation
 from engine.packages.metadata import ModelInfo, Normalisation
 from engine.packages.package import load_package, save_package
 from engine.raster.spectra import BandTable
 from engine.raster.tiles import Tiling
+from engine.report import _environment
 from engine.training.segmentation_chips import Light
 from tests.engine.conftest import BANDS, FWHM_NM, TRANSFORM, WAVELENGTH_NM
 from tests.engine.jobs.test_train_classifier import (
@@ -189,7 +191,7 @@ def test_a_package_of_adapters_and_head_is_made_that_names_its_backbone(train, b
     assert package.parts.temperature == pytest.approx(info.training["temperature"])
     assert np.diff(feedback.fractions).min() > -1e-9
     assert feedback.fractions[-1] == 1.0
-    assert any("epoch 2: loss" in message for message in feedback.messages)
+    assert any("fold 2 of 3, epoch 2 of 2: loss" in message for message in feedback.messages)
     assert any("values were trained" in text and "AoMoA" in text for text in feedback.infos)
     assert any("Random forest" in text for text in feedback.infos)
     assert left(tmp_path) == ["model.zip"]
@@ -222,12 +224,25 @@ def test_the_report_shows_scores_what_was_trained_and_how_sure_it_may_be(train, 
     parts = load_package(result["output"]).info.training["trainable_parts"]
     for text in (
         "Random forest", "Support vector machine", "Logistic regression", "lake", "held out",
-        "calibration error", "SpectralX (this model)", "tiny", *parts,
+        "calibration error", "SpectralX (this model)", "tiny", "random numbers", *parts,
         f"{sum(parts.values()):,}",
     ):  # fmt: skip
         assert text.replace("'", "&#39;") in html, text
     # Confusion, reliability, places, spectral path, network.
     assert html.count("data:image/png;base64,") == 5
+
+
+@pytest.mark.parametrize("adaptation", ["spectralx", "full", "frozen", "lora", "slr"])
+def test_reports_know_what_every_part_does(backbone, adaptation):
+    foundation = load_foundation(backbone)
+    config = PRESETS["laptop"].segmenter(
+        num_classes=2, wavelength_nm=WAVELENGTH_NM.tolist(), vit=foundation.vit.config,
+        foundation=foundation.identity, adaptation=adaptation,
+    )  # fmt: skip
+    model = SpectralXSegmenter(config, foundation.vit)
+    model.set_trainable()
+    known = _environment().get_template("adapters.html").module.meanings
+    assert set(model.trainable_counts()) <= set(known)
 
 
 @pytest.mark.parametrize("adaptation", ["full", "frozen", "lora", "slr"])

@@ -110,6 +110,14 @@ def test_the_figure_names_both_errors():
     assert f"temperature 3.00: error {found.ece:.3f}" in texts
 
 
+def test_the_dots_of_the_figure_grow_with_the_pixels_that_they_stand_for():
+    found = calibrate(3.0, *honest(count=200))
+    _before, after = reliability_figure(found).axes[0].collections
+    count = found.after.count[found.after.count > 0]
+    areas = after.get_sizes()
+    assert areas[count.argmax()] == areas.max() > 4 * areas[count.argmin()]
+
+
 def test_there_is_no_figure_without_a_curve():
     with pytest.raises(ValueError, match="no reliability curve"):
         reliability_figure(Calibration())
