@@ -77,7 +77,7 @@ def layer_crs(source: str) -> CRS | None:
     Raises:
         LabelError: the layer cannot be opened.
     """
-    parsed = parse_layer(source)
+    parsed = _chosen_layer(source)
     info = _opened(source, pyogrio.read_info, parsed.path, layer=parsed.layer)
     return _crs_of(info, source)
 
@@ -105,7 +105,7 @@ def read_shapes(source: str, field: str | None, crs: CRS | None) -> list[Shape]:
         LabelError: the layer cannot be read, has no such field, no values in it, no features, or
             other features than polygons and points.
     """
-    parsed = parse_layer(source)
+    parsed = _chosen_layer(source)
     info = _opened(source, pyogrio.read_info, parsed.path, layer=parsed.layer)
     columns = [] if field is None else [_checked_field(field, list(info["fields"]), source)]
     meta, _, wkb, values = _opened(
@@ -169,6 +169,16 @@ def _opened(source: str, read: Any, path: str, **options: Any) -> Any:
         raise LabelError(
             f"{source} cannot be read as a vector layer: {reason}.", _REMEDY
         ) from error
+
+
+def _chosen_layer(source: str) -> LayerSource:
+    """The layer that is named; else the first with a geometry: QGIS keeps styles in one without."""
+    parsed = parse_layer(source)
+    if parsed.layer is not None:
+        return parsed
+    layers = _opened(source, pyogrio.list_layers, parsed.path)
+    with_geometry = [str(name) for name, kind in layers if kind is not None]
+    return parsed._replace(layer=with_geometry[0] if with_geometry else None)
 
 
 def _checked_field(field: str, fields: list[str], source: str) -> str:

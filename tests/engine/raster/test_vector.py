@@ -51,6 +51,19 @@ def pixel_box(col, row, width, height, transform=TRANSFORM):
 BOXES = [pixel_box(2, 3, 4, 5), pixel_box(10, 12, 2, 3)]
 
 
+@pytest.mark.filterwarnings("error:More than one layer")
+def test_a_table_of_styles_is_no_second_layer(tmp_path):
+    path = tmp_path / "styled.gpkg"
+    text = np.array(["<qgis/>"], object)
+    pyogrio.raw.write(
+        path, None, [text], ["styleQML"], layer="layer_styles", driver="GPKG", geometry_type=None,
+        crs=None,
+    )  # fmt: skip
+    write_layer(path, BOXES, values=[3, 7], layer="fields", driver="GPKG", append=True)
+    assert [shape.value for shape in read_shapes(str(path), "class", None)] == [3, 7]
+    assert crs_note(str(path), UTM33) == ""
+
+
 @pytest.mark.parametrize("driver", SUFFIXES)
 def test_polygons_are_read_with_their_field(tmp_path, driver):
     crs = "EPSG:4326" if driver == "GeoJSON" else "EPSG:32633"
