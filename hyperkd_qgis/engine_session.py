@@ -91,11 +91,10 @@ class EngineSession:
         model = _find_model(name_or_path, installed, path)
         if model is None:
             is_there = path.exists()
-            return "" if is_there else f"There is no model package {name_or_path}. {remedy}"
+            return "" if is_there else f"There is no model package '{name_or_path}'. {remedy}"
         if wanted.accepts(model):
             return ""
-        what = ", ".join(word for word in (model.task, model.architecture) if word)
-        return f"The model {model.title} is no {wanted.noun}: it is for {what}. {remedy}"
+        return f"The model '{model.title}' is no {wanted.noun}: it is {model.kind}. {remedy}"
 
     def explain(self, missing: EngineMissingError) -> str:
         """Write what is missing as this QGIS shows it: HTML in windows, text in a terminal."""

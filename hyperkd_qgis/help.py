@@ -14,11 +14,12 @@ from pathlib import Path
 
 _ENTRY = re.compile(r"^[-*] `(?P<name>[A-Z0-9_]+)`:? (?P<text>.+)$")
 _FENCE = "```"
+_LINK = re.compile(r"\[([^\]]+)\]\((https://[^)\s]+)\)")
 _INLINE = (
     (re.compile(r"`([^`]+)`"), r"<code>\1</code>"),
     (re.compile(r"\*\*([^*]+)\*\*"), r"<b>\1</b>"),
     (re.compile(r"(?<!\*)\*([^*\s][^*]*)\*(?!\*)"), r"<i>\1</i>"),
-    (re.compile(r"\[([^\]]+)\]\((https://[^)\s]+)\)"), r'<a href="\2">\1</a>'),
+    (_LINK, r'<a href="\2">\1</a>'),
 )
 
 
@@ -61,10 +62,10 @@ class HelpPage:
         return "\n".join(_render(_joined_lines(self.text), titles))
 
     def as_text(self) -> str:
-        """Write the page for a terminal, which lists the parameters by itself."""
-        sections = re.split(r"(?m)^(?=## )", self.text)
+        """Write the page for a terminal, which shows first sentence and parameters itself."""
+        sections = re.split(r"(?m)^(?=## )", self.text)[1:]
         kept = (section for section in sections if not section.startswith("## Parameters"))
-        return "".join(kept).replace("## ", "").replace(f"{_FENCE}\n", "").replace("`", "").strip()
+        return "".join(_without_marks(section) for section in kept).strip()
 
 
 def _joined_lines(text: str) -> Iterator[str]:
@@ -114,6 +115,13 @@ def _titled(line: str, titles: Mapping[str, str]) -> str:
     if match is None or match["name"] not in titles:
         return line
     return f"- **{titles[match['name']]}**: {match['text']}"
+
+
+def _without_marks(section: str) -> str:
+    """A section without its marks; code, between fences, stays as it is."""
+    prose, *rest = section.split(f"{_FENCE}\n")
+    prose = _LINK.sub(r"\1: \2", prose.replace("## ", "", 1))
+    return "".join([prose.replace("`", "").replace("*", ""), *rest])
 
 
 def _plain(text: str) -> str:

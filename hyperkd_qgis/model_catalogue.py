@@ -36,6 +36,11 @@ class InstalledModel:
     task: str = ""
     architecture: str = ""
 
+    @property
+    def kind(self) -> str:
+        """What it is, for people: "a classifier"; its task where its architecture is not known."""
+        return _KINDS.get(self.architecture) or f"a model for {self.task or 'an unknown task'}"
+
 
 @dataclass(frozen=True)
 class ModelUse:
@@ -66,6 +71,17 @@ class ModelUse:
             or model.architecture in self.architectures
         )
 
+
+# what a package is, by its architecture, for people who chose it for something else
+_KINDS = {
+    "galileo": "a foundation model",
+    "prithvi-mae": "a foundation model",
+    "hyperkd-backbone": "a distilled backbone, to train a classifier or a regression with",
+    "hyperkd-classifier": "a classifier",
+    "hyperkd-regressor": "a model of a quantity",
+    "spectralx-adapted": "an adapted backbone, to train a segmentation with",
+    "spectralx-segmenter": "a segmentation model",
+}
 
 CHECKPOINT_SUFFIXES = (".pt", ".pth", ".bin", ".safetensors")
 

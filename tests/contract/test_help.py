@@ -60,6 +60,9 @@ def test_text_leaves_the_parameters_to_qgis_process():
     text = PAGE.as_text()
     assert "INPUT`" not in text
     assert "OUTPUT" not in text
+    assert text.startswith(
+        "What it does\n\nTakes a < b & more, see the page: https://example.org/a."
+    )
     assert text.endswith("Example\n\nrun --INPUT=a.tif  # <here>\n- no item")
 
 

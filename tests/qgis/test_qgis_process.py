@@ -129,7 +129,7 @@ def test_a_wrong_model_ends_with_a_sentence(call, scene_path, tmp_path):
         f"--OUTPUT={tmp_path / 'map.tif'}",
     )
     assert answer.returncode != 0
-    assert "There is no model package nonsense" in answer.stdout + answer.stderr
+    assert "There is no model package 'nonsense'" in answer.stdout + answer.stderr
 
 
 def test_a_missing_engine_ends_with_the_commands_that_help(call, scene_path, tmp_path):

@@ -427,7 +427,7 @@ def test_assessment_takes_layers_too(client, scene_path, labels):
 
 
 def test_unknown_model_is_refused_with_the_names_of_the_known(client, scene_path):
-    with pytest.raises(QgsProcessingException, match=r"no model package nonsense.*tiny"):
+    with pytest.raises(QgsProcessingException, match=r"no model package 'nonsense'.*tiny"):
         classify(scene_path, MODEL="nonsense")
 
 

@@ -132,7 +132,7 @@ def test_a_negative_area_is_refused(client, scene_path):
 @pytest.mark.parametrize("name", ["my-adapters", "my-teacher", "carbon"])
 def test_what_segments_nothing_is_refused(client, scene_path, name):
     with pytest.raises(
-        QgsProcessingException, match=f"The model {name} is no model of classes: .*cities"
+        QgsProcessingException, match=f"The model '{name}' is no model of classes: .*cities"
     ):
         segment(scene_path, MODEL=name)
 
@@ -229,14 +229,14 @@ def test_a_file_can_be_the_backbone(client, scene_path, tmp_path, suffix):
 def test_a_backbone_that_is_not_there_is_refused_with_those_that_are(client, scene_path):
     with pytest.raises(
         QgsProcessingException,
-        match=r"no model package nobody\. .*\(.*galileo-nano, my-teacher\).*\.safetensors",
+        match=r"no model package 'nobody'\. .*\(.*galileo-nano, my-teacher\).*\.safetensors",
     ):
         adapt([scene_path], BACKBONE="nobody")
 
 
 @pytest.mark.parametrize("name", ["my-backbone", "my-adapters", "berlin", "cities", "carbon"])
 def test_what_is_no_foundation_is_refused(client, scene_path, name):
-    with pytest.raises(QgsProcessingException, match=f"The model {name} is no backbone to adapt"):
+    with pytest.raises(QgsProcessingException, match=f"The model '{name}' is no backbone to adapt"):
         adapt([scene_path], BACKBONE=name)
 
 
@@ -335,13 +335,15 @@ def test_a_field_that_is_not_there_is_named(client, scene_path, labels):
 @pytest.mark.parametrize("name", ["my-teacher", "my-backbone", "cities", "berlin"])
 def test_what_is_not_adapted_is_refused(client, scene_path, labels, name):
     with pytest.raises(
-        QgsProcessingException, match=f"The model {name} is no adapted backbone: .*my-adapters"
+        QgsProcessingException, match=f"The model '{name}' is no adapted backbone: .*my-adapters"
     ):
         train([scene_path], labels, ADAPTED=name)
 
 
 def test_adapters_alone_are_no_backbone(client, scene_path, labels):
-    with pytest.raises(QgsProcessingException, match="my-adapters is no backbone to adapt"):
+    with pytest.raises(
+        QgsProcessingException, match="my-adapters' is no backbone to adapt: it is an adapted"
+    ):
         train([scene_path], labels, BACKBONE="my-adapters")
 
 
