@@ -67,7 +67,8 @@ def segment(request: Request, feedback: Feedback) -> dict[str, Any]:
         polygons=polygons,
     )
     if polygons is not None:
-        feedback.info(f"{polygons.count:,} polygons of {request.min_area:g} m² or more.")
+        least = f" of {request.min_area:,.0f} m² or more" if request.min_area else ""
+        feedback.info(f"Polygons: {polygons.count:,}{least}.")
     return result
 
 

@@ -94,6 +94,13 @@ def test_the_smallest_area_is_in_square_metres(request_of, patches):
     assert len(areas) and areas.min() == 3 * PIXEL_M2
 
 
+def test_the_log_counts_the_polygons(request_of, patches):
+    listener = Listener()
+    for least_m2, words in ((0, ""), (5 * PIXEL_M2, f" of {5 * PIXEL_M2:,.0f} m² or more")):
+        segment(request_of(polygons=patches, min_area=least_m2), listener)
+        assert f"Polygons: {len(features(patches)[0]):,}{words}." in listener.infos
+
+
 def test_polygons_of_an_extent_lie_in_it(request_of, patches):
     left, top = TRANSFORM @ (3, 2)
     right, bottom = TRANSFORM @ (9, 20)
