@@ -47,7 +47,9 @@ class AdaptBackbone(Pretraining):
 
     def define_method(self) -> Iterable[QgsProcessingParameterDefinition]:
         """List the parameters of the adapters."""
-        yield make.scenes("TARGETS", self.tr("Scenes to be mapped, without scores"), optional=True)
+        yield make.scenes(
+            "TARGETS", self.tr("Further scenes, trained on without scores"), optional=True
+        )
         yield make.yes_or_no("MASK_INPUT", self.tr("Hide pixels before the tokenizer"))
         yield make.yes_or_no("TRAIN_TOKENIZER", self.tr("Train the whole tokenizer"))
         yield make.choice_of_preset("SCALING", self.tr("How spectra are scaled"), SCALINGS)
