@@ -1,12 +1,13 @@
 """Scenes larger than a chip: tiles where they belong, no seams, no pixel computed often."""
 
+import shutil
 from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 import torch
 
-from engine.errors import RequestError
+from engine.errors import BandTableError, PackageError, RequestError
 from engine.feedback import SilentFeedback
 from engine.jobs.classify import Request as ClassifyRequest
 from engine.jobs.classify import classify
@@ -218,3 +219,34 @@ def test_a_real_segmenter_takes_no_other_tiles_in_classify_either(tmp_path, real
     }  # fmt: skip
     with pytest.raises(RequestError, match="reads tiles of 32 px, not of 64 px"):
         classify(ClassifyRequest.parse(request), SilentFeedback())
+
+
+def test_a_scene_without_wavelengths_is_refused(tmp_path, real_model):
+    scene = write_raster(
+        tmp_path / "plain.tif", array=np.full((BANDS, 40, 40), 2000, np.int16), scale=1e-4,
+        wavelength_nm=None, fwhm_nm=None,
+    )  # fmt: skip
+    request = {"input": scene.path, "model": real_model[1], "output": str(tmp_path / "map.tif")}
+    with pytest.raises(BandTableError, match="has no wavelengths for its 3 bands"):
+        segment(Request.parse(request), SilentFeedback())
+
+
+def test_a_missing_backbone_ends_the_run_before_there_is_any_output(
+    tmp_path, real_model, monkeypatch
+):
+    other = tmp_path / "other"
+    shutil.copytree(real_model[1], other)
+    text = (other / "model.json").read_text()
+    sha256 = load_foundation("galileo-nano").identity.sha256
+    assert sha256 in text
+    (other / "model.json").write_text(text.replace(sha256, "0" * 64))
+    monkeypatch.setenv("HYPERKD_MODELS", str(tmp_path / "models"))
+    scene = write_raster(
+        tmp_path / "scene.tif", array=np.full((BANDS, 40, 40), 2000, np.int16), scale=1e-4,
+        wavelength_nm=WAVELENGTH_NM, fwhm_nm=[10.0] * BANDS,
+    )  # fmt: skip
+    request = {"input": scene.path, "model": str(other), "output": str(tmp_path / "map.tif")}
+    with pytest.raises(PackageError, match=r"is not the backbone .galileo-nano. of") as e:
+        segment(Request.parse(request), SilentFeedback())
+    assert "licence MIT" in e.value.remedy
+    assert not list(tmp_path.glob("map.tif*"))
