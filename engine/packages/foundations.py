@@ -29,7 +29,7 @@ from engine.packages.item import WEIGHTS_NAME, parse_item
 from engine.packages.package import ModelPackage, load_package
 from engine.packages.size_hints import size_hints
 from engine.packages.teacher_encoders import galileo_encoder, prithvi_encoder
-from engine.packages.vit_layouts import KINDS, read_encoder
+from engine.packages.vit_layouts import published_by, read_encoder
 
 __all__ = [
     "FOUNDATION_ARCHITECTURES",
@@ -112,9 +112,9 @@ def _of_checkpoint(path: Path, num_heads: int | None, decoder_num_heads: int | N
     checkpoint = read_checkpoint(path)
     hints = size_hints(checkpoint, num_heads=num_heads, decoder_num_heads=decoder_num_heads)
     weights = read_encoder(checkpoint.state, hints, str(checkpoint.path))
-    kind = KINDS[weights.kind]
+    published = published_by(weights.kind, str(checkpoint.path))
     identity = FoundationIdentity(
-        checkpoint.path.stem, checkpoint.sha256, weights.kind, kind.licence, kind.source
+        checkpoint.path.stem, checkpoint.sha256, weights.kind, published.licence, published.source
     )
     return _foundation(identity, weights)
 

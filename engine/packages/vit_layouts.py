@@ -159,6 +159,17 @@ def kind_of(names: Iterable[str], origin: str) -> str:
     for head, kind in (("fcn_high", "scalemae"), ("up_block", "satmaepp"), ("decoder_pred", "mae")):
         if head in heads:
             return kind
+    return _kind_of_name(origin)
+
+
+def published_by(kind: str, origin: str) -> Kind:
+    """Whose weights of a kind a file holds: a plain MAE by another name may be anybody's own."""
+    is_own = kind == "mae" and _kind_of_name(origin) != "mae"
+    return KINDS["vit" if is_own else kind]
+
+
+def _kind_of_name(origin: str) -> str:
+    """The kind that a public file's name tells; "vit" for other names."""
     stem = origin.replace("\\", "/").rpartition("/")[2].lower().replace("-", "").replace("_", "")
     return next((kind for start, kind in _KIND_OF_NAME.items() if stem.startswith(start)), "vit")
 

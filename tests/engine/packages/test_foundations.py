@@ -284,22 +284,26 @@ def test_public_decoders_have_heads_of_32_values(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("extra", "name", "kind"),
+    ("extra", "name", "kind", "published"),
     [
-        ({}, "weights.pt", "vit"),
-        ({}, "mae_pretrain_vit_large.pth", "mae"),
-        ({}, "scalemae-vitlarge-800.pth", "scalemae"),
-        ({}, "satmae_fmow.pth", "vit"),  # another work, of another licence, than SatMAE++
-        ({"decoder_pred.weight": 1}, "weights.pt", "mae"),
-        ({"fcn_high.proj.weight": 1, "fpn.fpn1.0.weight": 1}, "weights.pt", "scalemae"),
-        ({"up_block.up_conv.weight": 1, "decoder_pred.bias": 1}, "weights.pt", "satmaepp"),
+        ({}, "weights.pt", "vit", "vit"),
+        ({}, "mae_pretrain_vit_large.pth", "mae", "mae"),
+        ({}, "scalemae-vitlarge-800.pth", "scalemae", "scalemae"),
+        ({}, "satmae_fmow.pth", "vit", "vit"),  # another work, of another licence, than SatMAE++
+        ({"decoder_pred.weight": 1}, "mae_visualize_vit_large.pth", "mae", "mae"),
+        ({"decoder_pred.weight": 1}, "weights.pt", "mae", "vit"),  # may be anybody's own
+        ({"fcn_high.proj.weight": 1, "fpn.fpn1.0.weight": 1}, "w.pt", "scalemae", "scalemae"),
+        ({"up_block.up_conv.weight": 1, "decoder_pred.bias": 1}, "w.pt", "satmaepp", "satmaepp"),
     ],
 )
-def test_the_kind_is_told_by_the_other_tensors_or_the_name(tmp_path, extra, name, kind):
+def test_the_kind_is_told_by_the_other_tensors_or_the_name(tmp_path, extra, name, kind, published):
     state = {**encoder_state(), **{key: torch.ones(size) for key, size in extra.items()}}
     identity = load(tmp_path, state, name).identity
     assert identity.kind == kind
-    assert (identity.licence, identity.source) == (KINDS[kind].licence, KINDS[kind].source)
+    assert (identity.licence, identity.source) == (
+        KINDS[published].licence,
+        KINDS[published].source,
+    )
 
 
 @pytest.mark.parametrize("prefix", ["module.", "model.", "model.vit_backbone.", "_orig_mod."])
