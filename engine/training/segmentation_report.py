@@ -52,7 +52,8 @@ def segmentation_values(
 def network_figure(history: SegmenterHistory) -> Figure | None:
     """Loss and accuracy of the network by epoch, and where its training stopped.
 
-    None when nothing was trained with anything to look at.
+    A network whose answer is left out was not trained on all places, and stopped nowhere. None when
+    nothing was trained with anything to look at.
     """
     tried, losses = history.curve(), history.losses
     if not tried and not losses:
@@ -65,7 +66,7 @@ def network_figure(history: SegmenterHistory) -> Figure | None:
         checks, [item.loss for item in tried], color=LOSS_COLOR, lw=1.8, marker="o", ms=3,
         label="loss, held out",
     )  # fmt: skip
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.1 * max([*losses, *(item.loss for item in tried)]))
     axes.set_xlabel("epoch", color=INK)
     axes.set_ylabel("loss", color=INK)
     right = axes.twinx()
@@ -78,7 +79,12 @@ def network_figure(history: SegmenterHistory) -> Figure | None:
     )  # fmt: skip
     right.set_ylim(0, 1)
     right.set_ylabel("balanced accuracy", color=INK)
-    axes.axvline(history.choice.epochs, color=INK, lw=0.9, ls=":")
-    lines = [*axes.get_lines()[:2], *right.get_lines()]
-    axes.legend(lines, [str(line.get_label()) for line in lines], fontsize=8, frameon=False)
+    lines = [line for side in (axes, right) for line in side.get_lines() if len(line.get_xdata())]
+    if history.choice.gate > 0:
+        axes.axvline(history.choice.epochs, color=INK, lw=0.9, ls=":")
+    # above the curves: they may run anywhere
+    axes.legend(
+        lines, [str(line.get_label()) for line in lines], fontsize=8, frameon=False,
+        loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3,
+    )  # fmt: skip
     return figure
