@@ -127,6 +127,7 @@ def _facts(package: ModelPackage) -> list[tuple[str, str]]:
         ("Estimates", "" if info.quantity is None else info.quantity.label),
         ("Trained on values", _range_text(info)),
         ("Encoder", _encoder_text(info)),
+        *_backbone_facts(info),
         ("Architecture", f"{info.architecture}, {parameter_count:,} parameters"),
         ("Input", f"{info.units}, normalised by the model"),
         ("Tiles", _tiling_text(info)),
@@ -162,6 +163,19 @@ def _encoder_text(info: ModelInfo) -> str:
         f"{config['depth']} blocks of width {config['embed_dim']}, tokens of {config['patch_px']} "
         f"px, trained on tiles of {config['tile_size_px']} px"
     )
+
+
+def _backbone_facts(info: ModelInfo) -> list[tuple[str, str]]:
+    """Whose backbone a model stands on that does not hold it; of others, nothing."""
+    backbone = info.config.get("foundation")
+    if backbone is None:
+        return []
+    return [
+        ("Backbone", f"{backbone['name']} ({backbone['kind']}), which is not in the package"),
+        ("Backbone's licence", backbone["licence"]),
+        ("Backbone from", backbone["source"]),
+        ("Backbone's SHA-256", backbone["sha256"]),
+    ]
 
 
 def _tiling_text(info: ModelInfo) -> str:

@@ -231,6 +231,23 @@ def test_a_backbone_says_what_its_encoder_is(describe, tmp_path):
     assert "1 blocks of width 8, tokens of 2 px, trained on tiles of 8 px" in text
 
 
+def test_a_model_on_a_foundation_says_on_which_and_where_it_is(describe, tmp_path):
+    foundation = {
+        "name": "vit-large", "sha256": "ab" * 32, "kind": "scalemae", "licence": "CC-BY-NC-4.0",
+        "source": "the authors' page",
+    }  # fmt: skip
+    info = tiny_info(architecture="spectralx-segmenter", config={"foundation": foundation})
+    _, _, text, _ = describe(model=str(save_package(str(tmp_path / "seg"), info, tiny_state())))
+    assert "Backbone vit-large (scalemae), which is not in the package" in text
+    assert "Backbone's licence CC-BY-NC-4.0 Backbone from the authors' page" in text
+    assert f"Backbone's SHA-256 {foundation['sha256']}" in text
+
+
+def test_a_model_that_holds_all_of_itself_names_no_backbone(describe, model):
+    _, _, text, _ = describe(model=model)
+    assert "not in the package" not in text
+
+
 def test_one_band_is_described(describe, tmp_path):
     bands = tiny_bands()
     one = type(bands)(
