@@ -15,9 +15,7 @@ from torch.nn import functional as F
 
 from engine.models.backbone import embed_chips
 from engine.models.hyperkd import EncoderConfig, HyperKDEncoder
-from engine.models.spectral import SpectralHeads, SpectralPath
-
-POINTWISE_TILE_PX = 512  # any size would do when no pixel sees another; this one keeps caches warm
+from engine.models.spectral import POINTWISE_TILE_PX, SpectralHeads, SpectralPath
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 BRIGHTNESS_MIN = 1e-4  # below this length a spectrum has no direction worth dividing by
+POINTWISE_TILE_PX = 512  # any size would do when no pixel sees another; this one keeps caches warm
 CHUNK_PX = 8192  # hidden values of so many pixels stay in a CPU's cache
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from lightning_fabric import Fabric
@@ -156,7 +156,10 @@ class _Fit:
             everything = torch.ones_like(self._fold, dtype=torch.bool)
             title = "Network, all training places"
             losses = self._trainer.train(model, everything, choice.epochs, seed, last, title=title)
-        _scale_answer(model, choice.gate)
+        if choice.gate > 0:
+            _scale_answer(model, choice.gate)
+        else:
+            model.config = replace(model.config, network=False)
         model.set_trainable()  # the spectral path was trained as well, and counts
         history = SegmenterHistory(
             None if pixel is None else pixel.spectral,

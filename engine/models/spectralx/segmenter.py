@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from engine.models.spectral import SpectralHeads, SpectralPath
+from engine.models.spectral import POINTWISE_TILE_PX, SpectralHeads, SpectralPath
 from engine.models.spectralx.adapted import AdaptedConfig, AdaptedViT
 from engine.models.spectralx.on_foundation import count_trainable, load_own_state, own_state
 from engine.models.spectralx.refine import Match, RefiningAdapter
@@ -59,6 +59,9 @@ class SegmenterConfig(AdaptedConfig):
         spectral_hidden: their width.
         spectral_share: their share of the pixel's own answer, 0 to 1; the rest is the linear
             path's. Chosen in training; at 0 they are left out.
+        network: whether anything but the pixel's own spectrum answers (ours). False where places
+            that training had not seen did not confirm that the network helps: then no pixel sees
+            another, and nothing is computed for nothing.
         halo_px: margin of a chip that is blended with its neighbours; None: 0.09 of the chip, so
             that no pixel is computed more than 1.5 times.
 
@@ -81,10 +84,13 @@ class SegmenterConfig(AdaptedConfig):
     spectral_heads: int = 0
     spectral_hidden: int = 64
     spectral_share: float = 0.0
+    network: bool = True
     halo_px: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not self.network and not self.spectral_path:
+            raise ValueError("A segmenter without its network needs a spectral path.")
         if self.num_classes < 2:
             raise ValueError(f"A segmentation needs two classes or more, not {self.num_classes}.")
         if min(self.neck_width, self.head_channels) < 1 or len(self.neck_scales) < 2:
@@ -155,11 +161,13 @@ class SpectralXSegmenter(nn.Module):
     @property
     def tile_size_px(self) -> int:
         """Side of a tile as it is read; the tokenizer is made for this size."""
-        return self.config.chip_px
+        return self.config.chip_px if self.config.network else POINTWISE_TILE_PX
 
     @property
     def halo_px(self) -> int:
         """Margin of a tile that its neighbours cover too."""
+        if not self.config.network:
+            return 0
         if self.config.halo_px is not None:
             return self.config.halo_px
         return floor(HALO_SHARE * self.config.chip_px)
@@ -167,10 +175,10 @@ class SpectralXSegmenter(nn.Module):
     @property
     def blend(self) -> bool:
         """Attention sees the whole chip, so no halo makes tiles agree."""
-        return True
+        return self.config.network
 
     def forward(self, reflectance: Tensor, valid: Tensor) -> Tensor:
-        """Classify chips of any size from one pixel up to ``chip_px``.
+        """Classify chips of any size from one pixel up to ``chip_px``; without network any chips.
 
         Smaller ones are filled up with pixels that are not valid, below and on the right.
 
@@ -185,6 +193,8 @@ class SpectralXSegmenter(nn.Module):
         Raises:
             ValueError: the chips are larger than ``chip_px``.
         """
+        if not self.config.network:
+            return self.pixel_answers(torch.where(valid[:, None], reflectance, 0.0))
         h, w = valid.shape[-2:]
         side = self.config.chip_px
         if max(h, w) > side:

@@ -88,6 +88,7 @@ def test_a_network_that_does_harm_is_left_out():
     model, history = fit(samples, settings=replace(QUICK, epochs=3, learning_rate=0.5))
     assert history.choice.gate == 0
     assert history.losses == ()
+    assert not model.config.network
     path = history.spectral.path
     expected = path(samples.spectra.T[None, :, :, None])[0, :, :, 0].T
     torch.testing.assert_close(predict_samples(model, samples), expected)

@@ -42,6 +42,7 @@ def train_steps(model: SpectralXSegmenter, steps: int = 3) -> list[float]:
         ({"halo_px": 8}, "no core inside a halo of 8 px"),
         ({"head_channels": 0}, "head needs channels"),
         ({"neck_scales": (1.0,)}, "a pyramid of two maps"),
+        ({"network": False, "spectral_path": False}, "without its network needs a spectral path"),
     ],
 )
 def test_settings_out_of_range_are_refused(changes, message):
@@ -113,6 +114,18 @@ def test_pixels_that_are_not_valid_have_no_influence(rubbish):
     spoiled = reflectance.masked_fill(~valid[:, None], rubbish)
     expected = answers(model, reflectance.masked_fill(~valid[:, None], 0.0), valid)
     assert torch.equal(answers(model, spoiled, valid), expected)
+
+
+def test_without_its_network_each_pixel_answers_alone_in_tiles_of_any_size():
+    model = made_segmenter(network=False)
+    reflectance, valid = chips()
+    model.adapted.vit.forward = None  # whoever asks it fails
+    wide, valid = reflectance.repeat(1, 1, 2, 3), valid.repeat(1, 2, 3)
+    logits = answers(model, wide, valid)
+    shown = wide.masked_fill(~valid[:, None], 0.0)
+    torch.testing.assert_close(logits, model.spectral(shown).detach())
+    assert (model.halo_px, model.blend) == (0, False)
+    assert model.tile_size_px > CHIP_PX
 
 
 def test_the_spectral_path_is_added_to_the_networks_answer():
