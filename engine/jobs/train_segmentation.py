@@ -109,6 +109,7 @@ def train_segmentation(request: Request, feedback: Feedback) -> dict[str, Any]:
     config = start.config(request, request.preset, len(classes))
     settings = _settings(request)
     _check_memory(request, start, config, settings, devices)
+    warn_small(scenes, config.chip_px, feedback)
 
     values = [item.field_value for item in classes]
     samples = collect_samples(
@@ -185,6 +186,17 @@ def _settings(request: Request) -> SegmentationSettings:
         return settings
     # Folds stay: they say how long to train, and give the temperature.
     return replace(settings, cosine=False, balanced=False, light=Light(0.0, 0.0))
+
+
+def warn_small(scenes: Sequence[Scene], chip_px: int, feedback: Feedback) -> None:
+    """Say which scenes do not fill a chip: the rest of it is shown to the network as empty."""
+    for scene in scenes:
+        if min(scene.height, scene.width) < chip_px:
+            feedback.warning(
+                f"{scene.name} has {scene.width} x {scene.height} px, less than a chip of "
+                f"{chip_px} px, so part of every chip is empty. A preset of smaller chips learns "
+                "more from it."
+            )
 
 
 def _check_memory(

@@ -28,7 +28,7 @@ from engine.feedback import SilentFeedback
 from engine.jobs.segment import Request as SegmentRequest
 from engine.jobs.segment import segment
 from engine.jobs.shared.segmenter_start import load_start
-from engine.jobs.train_segmentation import Request, _settings, train_segmentation
+from engine.jobs.train_segmentation import Request, _settings, train_segmentation, warn_small
 from engine.models.spectralx.adapted import AdaptedViT
 from engine.models.spectralx.presets import PRESETS
 from engine.models.spectralx.segmenter import SpectralXSegmenter
@@ -36,6 +36,7 @@ from engine.packages.build import build_model
 from engine.packages.foundations import load_foundation
 from engine.packages.metadata import ModelInfo, Normalisation
 from engine.packages.package import load_package, save_package
+from engine.raster.scene import open_scene
 from engine.raster.spectra import BandTable
 from engine.raster.tiles import Tiling
 from engine.report import _environment
@@ -276,6 +277,14 @@ def test_the_papers_preset_trains_by_the_published_rules(preset, is_published):
     ours = (settings.cosine, settings.balanced, settings.light != Light(0.0, 0.0))
     assert ours == (not is_published,) * 3
     assert (settings.learning_rate, settings.weight_decay) == (1e-4, 1e-4)
+
+
+@pytest.mark.parametrize(("chip_px", "warnings"), [(WIDTH + 1, 1), (min(WIDTH, HEIGHT), 0)])
+def test_scenes_that_fill_no_chip_are_named(scene, chip_px, warnings):
+    log = Recorder()
+    warn_small([open_scene(scene)], chip_px, log)
+    assert len(log.warnings) == warnings
+    assert all(f"less than a chip of {chip_px} px" in text for text in log.warnings)
 
 
 def test_training_begins_with_what_stage_1_has_learned(train, adapted, backbone):
