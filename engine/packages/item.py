@@ -22,6 +22,7 @@ FORMAT_VERSION = 1
 """Raised when an older engine would misread the package; new optional fields do not raise it."""
 
 WEIGHTS_NAME = "weights.safetensors"
+CHECKSUM_NOTE = "hyperkd:checksum_note"
 # Multihash: 0x12 is SHA-256, 0x20 its length in bytes. https://github.com/multiformats/multihash
 SHA256_PREFIX = "1220"
 # STAC wants micrometres, we nanometres; seven digits keep 0.0001 nm, this much may get lost.
@@ -211,7 +212,7 @@ def info_from_item(item: ModelItem) -> ModelInfo:
         description=properties.description,
         version=properties.version,
         architecture=properties.architecture,
-        config=properties.config,
+        config=_without_notes(properties.config),
         task=properties.tasks[0],
         bands=_band_table(properties.bands),
         classes=_make_classes(properties.outputs[0].classes),
@@ -221,13 +222,20 @@ def info_from_item(item: ModelItem) -> ModelInfo:
         quantity=_make_quantity(properties.quantity),
         attribution=properties.attribution,
         units=properties.units,
-        training=properties.training,
+        training=_without_notes(properties.training),
         scores=properties.scores,
         training_area=item.bbox,
         training_period=_period(properties),
         created=properties.created,
         engine_version=properties.engine_version,
     )
+
+
+def _without_notes(value: Any) -> Any:
+    """Take away what `engine.packages.item_text` puts beside checksums for a scanner."""
+    if isinstance(value, dict):
+        return {key: _without_notes(item) for key, item in value.items() if key != CHECKSUM_NOTE}
+    return [_without_notes(item) for item in value] if isinstance(value, list) else value
 
 
 def _period(properties: _Properties) -> tuple[datetime, datetime] | None:

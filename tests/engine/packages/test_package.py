@@ -4,6 +4,7 @@ import json
 import pickle
 import struct
 import zipfile
+from dataclasses import replace
 
 import pytest
 import torch
@@ -181,3 +182,16 @@ def test_saving_counts_the_parameters(folder):
     properties = json.loads((folder / "model.json").read_bytes())["properties"]
     assert properties["mlm:total_parameters"] == BAND_COUNT * 3 + 3
     assert properties["mlm:memory_size"] == 4 * (BAND_COUNT * 3 + 3)
+
+
+def test_checksums_in_settings_and_facts_carry_a_note_for_scanners_and_come_back_without_it(
+    tmp_path,
+):
+    digest = "0f" * 32
+    info = replace(tiny_info(), training={"adapted_sha256": digest, "parts": [{"sha256": digest}]})
+    saved = save_package(str(tmp_path / "noted"), info, tiny_state())
+    text = (saved / "model.json").read_text(encoding="utf-8")
+    lines = [line for line in text.splitlines() if digest in line]
+    assert len(lines) == 2
+    assert all("pragma: allowlist secret" in line for line in lines)
+    assert load_package(str(saved)).info.training == info.training
