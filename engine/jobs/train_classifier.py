@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-import torch
 from lightning_fabric import Fabric
 
 from engine.device import choose_device
@@ -14,8 +13,9 @@ from engine.feedback import Feedback, StepFeedback
 from engine.jobs.shared.class_training import (
     ClassRequest,
     choose_classes,
+    class_facts,
+    collect_labelled,
     score_values,
-    tell_samples,
     tell_scores,
 )
 from engine.jobs.shared.training import (
@@ -23,7 +23,6 @@ from engine.jobs.shared.training import (
     check_training_outputs,
     good_bands,
     load_backbone,
-    match_scene,
     open_scenes,
     package_name,
     sample_sizes,
@@ -40,12 +39,11 @@ from engine.raster.scene import Scene
 from engine.raster.spectra import BandTable
 from engine.raster.tiles import Tiling
 from engine.report import render_report
-from engine.training.classes import LabelClass, check_class_pixels
+from engine.training.classes import LabelClass
 from engine.training.classifier import TrainedClassifier, bfloat16_agreement, train_on_samples
 from engine.training.model_fit import TrainingSettings
 from engine.training.report_values import report_values
-from engine.training.samples import Samples, collect_samples
-from engine.training.targets import ClassTargets
+from engine.training.samples import Samples
 from engine.version import engine_version
 
 ARCHITECTURE = "hyperkd-classifier"
@@ -85,19 +83,16 @@ def train_classifier(request: Request, feedback: Feedback) -> dict[str, Any]:
     if backbone is not None:
         config = backbone.configure(config)
 
-    values = [item.field_value for item in classes]
-    samples = collect_samples(
-        [
-            match_scene(scene, bands, ClassTargets(labels.on(scene), values), feedback)
-            for scene in scenes
-        ],
-        sizes=sample_sizes(config, request.block_size),
-        seed=request.seed,
-        feedback=StepFeedback(feedback, 0.0, 0.1),
+    samples = collect_labelled(
+        scenes,
+        bands,
+        labels,
+        classes,
+        sample_sizes(config, request.block_size),
+        request.seed,
+        feedback,
+        StepFeedback(feedback, 0.0, 0.1),
     )
-    for warning in check_class_pixels(samples, classes):
-        feedback.warning(warning)
-    tell_samples(samples, classes, feedback)
 
     # float32: training small models in bfloat16 gains no time and loses the last epochs' steps.
     fabric = Fabric(accelerator=choice.device.type, devices=1, precision="32-true")
@@ -181,17 +176,9 @@ def _training_facts(
     trained: TrainedClassifier,
 ) -> dict[str, Any]:
     """How the model was trained, and the request that trains it again."""
-    held_out = torch.from_numpy(trained.held_out)
     facts = {
         "request": shareable(request),
-        "labelled_pixels": len(samples.chip),
-        "held_out_pixels": int((held_out & samples.pure).sum()),
-        "blocks": samples.num_places,
-        "held_out_blocks": samples.subset(held_out).num_places,
-        "pixels_by_class": {
-            item.info.name: count
-            for item, count in zip(classes, samples.class_pixels(), strict=True)
-        },
+        **class_facts(trained, samples, classes),
         "epochs": trained.spectral.best_epoch + 1,
         "heads_share": trained.heads.choice.gate,
         "encoder_gate": trained.context.choice.gate,
@@ -199,9 +186,6 @@ def _training_facts(
             "linear": trained.heads.choice.without[1],
             "with_heads": trained.context.choice.without[1],
         },
-        "baselines": {name: scores.balanced_accuracy for name, scores in trained.baselines.items()},
-        "temperature": trained.calibration.temperature,
-        "ece": trained.calibration.ece,
         "bfloat16_agreement": bfloat16_agreement(trained.model, samples),
     }
     return facts

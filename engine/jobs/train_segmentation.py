@@ -8,7 +8,6 @@ from dataclasses import asdict, replace
 from functools import cache
 from typing import Any, Literal
 
-import torch
 from lightning_fabric import Fabric
 from pydantic import Field
 
@@ -17,8 +16,9 @@ from engine.feedback import Feedback, StepFeedback
 from engine.jobs.shared.class_training import (
     ClassRequest,
     choose_classes,
+    class_facts,
+    collect_labelled,
     score_values,
-    tell_samples,
     tell_scores,
 )
 from engine.jobs.shared.masked_training import Devices, require_bytes
@@ -27,7 +27,6 @@ from engine.jobs.shared.training import (
     LabelledRequest,
     check_training_outputs,
     good_bands,
-    match_scene,
     open_scenes,
     package_name,
     shareable,
@@ -42,13 +41,12 @@ from engine.raster.labels import open_labels
 from engine.raster.scene import Scene
 from engine.raster.tiles import Tiling
 from engine.report import render_report
-from engine.training.classes import LabelClass, check_class_pixels
-from engine.training.samples import Samples, collect_samples
+from engine.training.classes import LabelClass
+from engine.training.samples import Samples
 from engine.training.segmentation import TrainedSegmenter, estimate_memory, train_segmenter
 from engine.training.segmentation_chips import Light, chip_sizes
 from engine.training.segmentation_report import segmentation_values
 from engine.training.segmentation_steps import SegmentationSettings
-from engine.training.targets import ClassTargets
 from engine.version import engine_version
 
 ARCHITECTURE = "spectralx-segmenter"
@@ -111,19 +109,16 @@ def train_segmentation(request: Request, feedback: Feedback) -> dict[str, Any]:
     _check_memory(request, start, config, settings, devices)
     warn_small(scenes, config.chip_px, feedback)
 
-    values = [item.field_value for item in classes]
-    samples = collect_samples(
-        [
-            match_scene(scene, start.bands, ClassTargets(labels.on(scene), values), feedback)
-            for scene in scenes
-        ],
-        sizes=chip_sizes(config, request.block_size),
-        seed=request.seed,
-        feedback=StepFeedback(feedback, 0.0, 0.05),
+    samples = collect_labelled(
+        scenes,
+        start.bands,
+        labels,
+        classes,
+        chip_sizes(config, request.block_size),
+        request.seed,
+        feedback,
+        StepFeedback(feedback, 0.0, 0.05),
     )
-    for warning in check_class_pixels(samples, classes):
-        feedback.warning(warning)
-    tell_samples(samples, classes, feedback)
     trained = train_segmenter(
         samples,
         config,
@@ -294,26 +289,15 @@ def _training_facts(
     trained: TrainedSegmenter,
 ) -> dict[str, Any]:
     """How the model was trained, and the request that trains it again."""
-    held_out = torch.from_numpy(trained.held_out)
     history = trained.history
     facts = {
         "request": shareable(request),
         "backbone": asdict(start.foundation.identity),
         "adapted_sha256": start.adapted_sha256,
-        "labelled_pixels": len(samples.chip),
-        "held_out_pixels": int((held_out & samples.pure).sum()),
-        "blocks": samples.num_places,
-        "held_out_blocks": samples.subset(held_out).num_places,
-        "pixels_by_class": {
-            item.info.name: count
-            for item, count in zip(classes, samples.class_pixels(), strict=True)
-        },
+        **class_facts(trained, samples, classes),
         "epochs": history.choice.epochs,
         "network_weight": history.choice.gate,
         "trainable_parameters": sum(trained.counts.values()),
         "trainable_parts": trained.counts,
-        "temperature": trained.calibration.temperature,
-        "ece": trained.calibration.ece,
-        "baselines": {name: scores.balanced_accuracy for name, scores in trained.baselines.items()},
     }
     return {name: value for name, value in facts.items() if value is not None}

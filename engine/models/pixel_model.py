@@ -7,6 +7,7 @@ what held-out places confirmed.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +20,7 @@ from engine.models.spectral import POINTWISE_TILE_PX, SpectralHeads, SpectralPat
 
 
 @dataclass(frozen=True, kw_only=True)
-class PixelModelConfig:
+class PixelModelConfig(ABC):
     """The settings that a classifier and a regressor share.
 
     Args:
@@ -68,14 +69,14 @@ class PixelModelConfig:
         _ = self.encoder  # its own checks
 
     @property
+    @abstractmethod
     def bands(self) -> int:
         """C, bands that the model reads."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def outputs(self) -> int:
         """K, numbers that the model returns for a pixel."""
-        raise NotImplementedError
 
     @property
     def encoder(self) -> EncoderConfig:
@@ -90,9 +91,9 @@ class PixelModelConfig:
             self.dropout,
         )
 
+    @abstractmethod
     def build(self) -> PixelModel:
         """A model with these settings and fresh weights."""
-        raise NotImplementedError
 
 
 class ConvHead(nn.Module):

@@ -29,7 +29,7 @@ from engine.packages.foundations import Foundation
 from engine.raster.band_presence import student_bands
 from engine.raster.scene import Scene
 from engine.training.held_out import HeldOutCheck, ScaledTiles, check_held_out, random_mask
-from engine.training.masked_fit import FitHistory, FitSettings, fit
+from engine.training.masked_fit import FitHistory, FitSettings, run_task
 from engine.training.masking import MaskingSettings
 from engine.training.memory import StepMemory, measure_step
 from engine.training.reconstruction import ReconstructionResult
@@ -209,8 +209,7 @@ def adapt(
         PackageError: the foundation cannot be adapted in the preset's sizes.
     """
     task = AdaptationTask(tiles, foundation, settings, feedback)
-    task.attach(fabric)
-    history = fit(
+    return run_task(
         task,
         tiles,
         settings.fit,
@@ -219,7 +218,6 @@ def adapt(
         checkpoint=checkpoint,
         resume=resume,
     )
-    return task.finish(tiles, history, fabric.device, feedback)
 
 
 class AdaptationTask:

@@ -32,7 +32,7 @@ from engine.raster.band_presence import ENMAP_DROP_RANGES_NM, student_bands
 from engine.raster.scene import Scene
 from engine.training.distillation_loss import DistillationLoss, LossSettings
 from engine.training.held_out import HeldOutCheck, ScaledTiles, check_held_out
-from engine.training.masked_fit import FitHistory, FitSettings, fit
+from engine.training.masked_fit import FitHistory, FitSettings, run_task
 from engine.training.masking import MaskingSettings, TokenMask, draw_mask, token_scores
 from engine.training.reconstruction import ReconstructionResult
 from engine.training.run_checkpoint import RunCheckpoint, RunState
@@ -171,8 +171,7 @@ def distill(
         CancelledError, TrainingError, SceneError: see `engine.training.masked_fit.fit`.
     """
     task = DistillationTask(tiles, teacher, settings)
-    task.attach(fabric)
-    history = fit(
+    return run_task(
         task,
         tiles,
         settings.fit,
@@ -181,7 +180,6 @@ def distill(
         checkpoint=checkpoint,
         resume=resume,
     )
-    return task.finish(tiles, history, fabric.device, feedback)
 
 
 class DistillationTask:

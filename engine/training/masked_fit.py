@@ -13,7 +13,7 @@ import time
 from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import Protocol, Self
+from typing import Protocol, Self, TypeVar
 
 import numpy as np
 import torch
@@ -30,6 +30,8 @@ from engine.training.run_checkpoint import (
     restore,
 )
 from engine.training.scene_tiles import SceneTiles, TileBatch
+
+TrainedT = TypeVar("TrainedT", covariant=True)
 
 BETAS = (0.9, 0.95)
 WEIGHT_DECAY = 0.05
@@ -124,6 +126,45 @@ class FitHistory:
             for name in known
             if name not in ("epoch", "learning_rate") and not name.startswith(HELD_OUT)
         ]
+
+
+class TrainableTask(MaskedTask, Protocol[TrainedT]):
+    """A task that can be brought to a device, and looked at when it is trained."""
+
+    def attach(self, fabric: Fabric) -> None:
+        """Bring what is not trained to the device."""
+
+    def finish(
+        self, tiles: SceneTiles, history: FitHistory, device: torch.device, feedback: Feedback
+    ) -> TrainedT:
+        """Look at the held-out tiles."""
+
+
+def run_task(
+    task: TrainableTask[TrainedT],
+    tiles: SceneTiles,
+    settings: FitSettings,
+    *,
+    fabric: Fabric,
+    feedback: Feedback,
+    checkpoint: RunCheckpoint | None = None,
+    resume: RunState | None = None,
+) -> TrainedT:
+    """Bring a task to the device, train it, and look at the held-out tiles.
+
+    Args and Raises: see `fit`.
+    """
+    task.attach(fabric)
+    history = fit(
+        task,
+        tiles,
+        settings,
+        fabric=fabric,
+        feedback=feedback,
+        checkpoint=checkpoint,
+        resume=resume,
+    )
+    return task.finish(tiles, history, fabric.device, feedback)
 
 
 def fit(

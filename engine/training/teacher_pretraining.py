@@ -23,7 +23,7 @@ from engine.raster.band_presence import student_bands
 from engine.raster.scene import Scene
 from engine.training.distillation_loss import DistillationLoss, LossSettings
 from engine.training.held_out import HeldOutCheck, ScaledTiles, check_held_out, random_mask
-from engine.training.masked_fit import FitHistory, FitSettings, fit
+from engine.training.masked_fit import FitHistory, FitSettings, run_task
 from engine.training.masking import MaskingSettings
 from engine.training.reconstruction import ReconstructionResult
 from engine.training.run_checkpoint import RunCheckpoint, RunState
@@ -132,7 +132,7 @@ def pretrain(
     Args and Raises: see `engine.training.distillation.distill`.
     """
     task = PretrainingTask(tiles, settings)
-    history = fit(
+    return run_task(
         task,
         tiles,
         settings.fit,
@@ -141,7 +141,6 @@ def pretrain(
         checkpoint=checkpoint,
         resume=resume,
     )
-    return task.finish(tiles, history, fabric.device, feedback)
 
 
 class PretrainingTask:

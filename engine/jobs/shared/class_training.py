@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
+import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from engine.feedback import Feedback
+from engine.jobs.shared.training import match_scene
 from engine.raster.labels import FieldValue, Labels
+from engine.raster.scene import Scene
+from engine.raster.spectra import BandTable
 from engine.raster.style import ClassInfo
 from engine.training.classes import (
     LabelClass,
     categorical_color,
+    check_class_pixels,
     classes_of_values,
     present_classes,
 )
 from engine.training.metrics import Scores
-from engine.training.samples import Samples
+from engine.training.report_values import TrainedOnPlaces
+from engine.training.samples import Samples, SampleSizes, collect_samples
+from engine.training.targets import ClassTargets
 
 SCORES = ("overall_accuracy", "balanced_accuracy", "kappa", "f1_macro", "iou_macro")
 
@@ -65,7 +73,68 @@ def choose_classes(
     return classes
 
 
-def tell_samples(samples: Samples, classes: Sequence[LabelClass], feedback: Feedback) -> None:
+def collect_labelled(
+    scenes: Sequence[Scene],
+    bands: BandTable,
+    labels: Labels,
+    classes: Sequence[LabelClass],
+    sizes: SampleSizes,
+    seed: int,
+    feedback: Feedback,
+    reading: Feedback,
+) -> Samples:
+    """Read the labelled pixels of all scenes, and say how many there are of each class.
+
+    Args:
+        scenes: to read.
+        bands: of the model.
+        labels: where the classes are.
+        classes: in the model's order.
+        sizes: of chips, cores and blocks.
+        seed: of the draw.
+        feedback: told what was found.
+        reading: told of the progress.
+
+    Raises:
+        LabelError: no labelled pixel is valid, or a class has too few.
+    """
+    values = [item.field_value for item in classes]
+    samples = collect_samples(
+        [
+            match_scene(scene, bands, ClassTargets(labels.on(scene), values), feedback)
+            for scene in scenes
+        ],
+        sizes=sizes,
+        seed=seed,
+        feedback=reading,
+    )
+    for warning in check_class_pixels(samples, classes):
+        feedback.warning(warning)
+    _tell_samples(samples, classes, feedback)
+    return samples
+
+
+def class_facts(
+    trained: TrainedOnPlaces, samples: Samples, classes: Sequence[LabelClass]
+) -> dict[str, Any]:
+    """What every package with classes says of its training: labels, calibration, comparisons."""
+    held_out = torch.from_numpy(trained.held_out)
+    return {
+        "labelled_pixels": len(samples.chip),
+        "held_out_pixels": int((held_out & samples.pure).sum()),
+        "blocks": samples.num_places,
+        "held_out_blocks": samples.subset(held_out).num_places,
+        "pixels_by_class": {
+            item.info.name: count
+            for item, count in zip(classes, samples.class_pixels(), strict=True)
+        },
+        "baselines": {name: scores.balanced_accuracy for name, scores in trained.baselines.items()},
+        "temperature": trained.calibration.temperature,
+        "ece": trained.calibration.ece,
+    }
+
+
+def _tell_samples(samples: Samples, classes: Sequence[LabelClass], feedback: Feedback) -> None:
     """Say how many pixels of each class there are."""
     counts = ", ".join(
         f"{item.info.name} {count}"

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal, Protocol, TypeVar
+from typing import Annotated, Literal
 
 import torch
 from lightning_fabric import Fabric
@@ -20,7 +20,14 @@ from engine.jobs.request import DeviceRequest
 from engine.jobs.shared.training import as_list, check_package_outputs
 from engine.models.mae import Precision, StudentPreset, estimate_bytes
 from engine.raster.scene import Scene, open_scene
-from engine.training.masked_fit import FitHistory, FitSettings, MaskedTask, fit
+from engine.training.masked_fit import (
+    FitHistory,
+    FitSettings,
+    MaskedTask,
+    TrainableTask,
+    TrainedT,
+    fit,
+)
 from engine.training.reconstruction import ReconstructionResult
 from engine.training.run_checkpoint import RunCheckpoint, RunState, restore_model
 from engine.training.scene_tiles import SceneTiles
@@ -28,7 +35,6 @@ from engine.training.several_devices import fit_on_devices
 
 LOG = logging.getLogger(__name__)
 
-TrainedT = TypeVar("TrainedT", covariant=True)
 FabricPrecision = Literal["32-true", "bf16-mixed"]
 
 # What has no influence on the weights, or not to the last bit, and may change for a resume.
@@ -64,18 +70,6 @@ class MaskedTrainingRequest(DeviceRequest):
     description: str | None = None
     licence: str = "other"
     attribution: str = ""
-
-
-class TrainableTask(MaskedTask, Protocol[TrainedT]):
-    """A task that can be brought to a device, and looked at when it is trained."""
-
-    def attach(self, fabric: Fabric) -> None:
-        """Bring what is not trained to the device."""
-
-    def finish(
-        self, tiles: SceneTiles, history: FitHistory, device: torch.device, feedback: Feedback
-    ) -> TrainedT:
-        """Look at the held-out tiles."""
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from engine.models.pixel_model import PixelModelConfig
 from engine.packages.installed import find_package
 from engine.packages.item import WEIGHTS_NAME
 from engine.packages.package import ModelPackage, check_place, load_package
+from engine.raster.band_presence import select_bands
 from engine.raster.scene import Scene, open_scene
 from engine.raster.spectra import BandTable, match_bands
 from engine.raster.writer import check_outputs
@@ -211,19 +212,13 @@ def _is_at(place: Path, source: str) -> bool:
 
 def good_bands(table: BandTable) -> BandTable:
     """The bands that a new model reads: those that are not marked as bad."""
-    used = np.flatnonzero(table.good)
-    if len(used) < MIN_BANDS:
+    count = int(table.good.sum())
+    if count < MIN_BANDS:
         raise PackageError(
-            f"The first scene has {len(used)} good bands.",
+            f"The first scene has {count} good bands.",
             f"A model of spectra needs {MIN_BANDS} or more: choose another scene.",
         )
-    return BandTable(
-        tuple(table.names[i] for i in used),
-        table.wavelength_nm[used],
-        table.fwhm_nm[used],
-        table.good[used],
-        table.origin,
-    )
+    return select_bands(table, table.good)
 
 
 def match_scene(

@@ -8,6 +8,7 @@ that their tensors load by name.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import NamedTuple, Self
 
@@ -100,7 +101,7 @@ class MaskedTarget:
         return cls(precise(x), valid, band_present, masked.scatter_(1, ids_keep, False))
 
 
-class PixelDecoder(nn.Module):
+class PixelDecoder(nn.Module, ABC):
     """The transformer of a masked autoencoder's decoder; what it predicts is its subclasses' work.
 
     Args:
@@ -136,6 +137,7 @@ class PixelDecoder(nn.Module):
         nn.init.normal_(self.mask_token, std=0.02)
         self.apply(init_transformer)
 
+    @abstractmethod
     def forward(self, tokens: Tensor, ids_keep: Tensor) -> Decoded:
         """Predict.
 
@@ -143,8 +145,8 @@ class PixelDecoder(nn.Module):
             tokens: (B, P + K, D) from the encoder after its last norm, prefix first.
             ids_keep: (B, K) int64 in any order, which places the others stand for.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def losses(self, decoded: Decoded, target: MaskedTarget) -> dict[str, Tensor]:
         """Compare.
 
@@ -155,7 +157,6 @@ class PixelDecoder(nn.Module):
         Returns:
             "loss" with its gradient, and its terms by name without weight and gradient.
         """
-        raise NotImplementedError
 
     def spread(self, tokens: Tensor, ids_keep: Tensor) -> Tensor:
         """Embed what was seen, and put mask tokens where it was not.
