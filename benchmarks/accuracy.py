@@ -34,9 +34,9 @@ from sklearn.model_selection import GroupKFold
 from engine.feedback import SilentFeedback
 from engine.models.classifier import ClassifierConfig
 from engine.models.spectral import SpectralPath
-from engine.raster.labels import open_labels
-from engine.raster.scene import open_scene
-from engine.raster.spectra import match_bands
+from engine.raster.labels import FieldValue, open_labels
+from engine.raster.scene import Scene, open_scene
+from engine.raster.spectra import BandTable, match_bands
 from engine.training.baselines import fit_baselines
 from engine.training.classifier import train_on_samples
 from engine.training.metrics import Scores, scores_from_confusion
@@ -78,24 +78,43 @@ def load_data(encoder: Mapping[str, Any] | None = None) -> Data:
     """Read the packaged sample, for a classifier with its own encoder or with other settings."""
     scene = open_scene(str(SCENE))
     bands = scene.require_bands()
-    match = match_bands(bands, bands)
     config = ClassifierConfig(in_channels=len(bands), num_classes=len(CLASSES), **(encoder or {}))
+    sizes = SampleSizes(config.chip_px, config.chip_px - 2 * config.halo_px, BLOCK_PX)
+    samples = collect_pixels(scene, bands, POLYGONS, "class_name", CLASSES, sizes)
+    label = tested_labels(scene, bands, samples, sizes)
+    return Data(samples, label >= 0, label, config)
 
-    def collect(source: str, field: str | None, values: tuple[Any, ...]) -> Samples:
-        labels = open_labels(source, field, scene.crs).on(scene)
-        return collect_samples(
-            [ScenePixels(scene, match, ClassTargets(labels, values))],
-            sizes=SampleSizes(config.chip_px, config.chip_px - 2 * config.halo_px, BLOCK_PX),
-            seed=0,
-            feedback=SilentFeedback(),
-        )
 
-    samples = collect(POLYGONS, "class_name", CLASSES)
-    pure = collect(str(TEST_LABELS), None, (1, 2, 3, 4))
+def collect_pixels(
+    scene: Scene,
+    bands: BandTable,
+    source: str,
+    field: str | None,
+    values: Sequence[FieldValue],
+    sizes: SampleSizes,
+) -> Samples:
+    """Read the labelled pixels of a scene, in the model's bands."""
+    labels = open_labels(source, field, scene.crs).on(scene)
+    return collect_samples(
+        [
+            ScenePixels(
+                scene, match_bands(bands, scene.require_bands()), ClassTargets(labels, values)
+            )
+        ],
+        sizes=sizes,
+        seed=0,
+        feedback=SilentFeedback(),
+    )
+
+
+def tested_labels(
+    scene: Scene, bands: BandTable, samples: Samples, sizes: SampleSizes
+) -> torch.Tensor:
+    """(M,) class index of the samples that one class covers by 60 %; -1 of the others."""
+    pure = collect_pixels(scene, bands, str(TEST_LABELS), None, (1, 2, 3, 4), sizes)
     classes = np.full((scene.height, scene.width), -1)
     classes[pure.position[:, 1], pure.position[:, 2]] = pure.class_index
-    label = torch.from_numpy(classes[samples.position[:, 1], samples.position[:, 2]])
-    return Data(samples, label >= 0, label, config)
+    return torch.from_numpy(classes[samples.position[:, 1], samples.position[:, 2]])
 
 
 def deal_fixed(data: Data, seed: int) -> NDArray[np.int64]:

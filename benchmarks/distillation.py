@@ -15,16 +15,13 @@ any training. Finished cells are kept, so that an interrupted run goes on where 
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, replace
 from functools import cache
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +31,7 @@ from lightning_fabric import Fabric
 from numpy.typing import NDArray
 
 from benchmarks.accuracy import ROOT
+from benchmarks.cells import Work, measure_cells, spread, table_row
 from benchmarks.distillation_data import (
     SHOTS,
     Places,
@@ -194,22 +192,11 @@ def _teacher_features(tiles: SceneTiles, places: Places) -> NDArray[np.float32]:
 
 def run(names: Sequence[str], seeds: int, epochs: int, jobs: int, path: Path) -> dict[str, Any]:
     """Measure what is not measured yet; each cell is kept as soon as it is finished."""
-    kept: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    wanted = [(name, seed) for seed in range(seeds) for name in ("untrained", *names)]
-    missing = [cell for cell in wanted if _key(*cell, epochs) not in kept]
-    # Small students gain nothing from a second thread; two of them at a time do.
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        futures = {
-            pool.submit(measure_untrained, seed)
-            if name == "untrained"
-            else pool.submit(measure, name, seed, epochs): (name, seed)
-            for name, seed in missing
-        }
-        for future in as_completed(futures):
-            cell = future.result()
-            kept[_key(*futures[future], epochs)] = cell
-            path.write_text(json.dumps(kept, indent=1))
-            logger.info("%s, seed %d: %s", *futures[future], cell)
+    wanted: dict[str, Work] = {}
+    for seed in range(seeds):
+        wanted[_key("untrained", seed, epochs)] = measure_untrained, (seed,)
+        wanted |= {_key(name, seed, epochs): (measure, (name, seed, epochs)) for name in names}
+    kept = measure_cells(path, wanted, jobs, logger)
     return {name: [kept[_key(name, seed, epochs)] for seed in range(seeds)]
             for name in ("untrained", *names)}  # fmt: skip
 
@@ -229,24 +216,24 @@ def tables(cells: dict[str, Any]) -> str:
         if WITH_SPECTRA in found[0]
     }
     shots = [str(number) for number in SHOTS]
-    lines = [_row(["", *(f"{number} px a class" for number in shots)]), _row(["---"] * 4)]
+    lines = [table_row(["", *(f"{number} px a class" for number in shots)]), table_row(["---"] * 4)]
     lines += [
-        _row([name, *(_spread([cell[number] for cell in found], 3) for number in shots)])
+        table_row([name, *(spread([cell[number] for cell in found], 3) for number in shots)])
         for name, found in accuracy.items()
     ]
     if "none" in cells:
-        lines += ["", _row(["less no distillation", *(f"{n} px a class" for n in shots)]),
-                  _row(["---"] * 4)]  # fmt: skip
+        lines += ["", table_row(["less no distillation", *(f"{n} px a class" for n in shots)]),
+                  table_row(["---"] * 4)]  # fmt: skip
         lines += [
-            _row([name, *(_difference(found, cells["none"], number) for number in shots)])
+            table_row([name, *(_difference(found, cells["none"], number) for number in shots)])
             for name, found in accuracy.items()
             if name != "none"
         ]
     header = ["", "PSNR dB", "SSIM", "angle °", "PSNR dB, whole", "SSIM, whole", "angle °, whole"]
     scores = [*RECONSTRUCTION, *(f"{name}_whole" for name in RECONSTRUCTION)]
-    lines += ["", _row(header), _row(["---"] * len(header))]
+    lines += ["", table_row(header), table_row(["---"] * len(header))]
     lines += [
-        _row([name, *(_spread([cell[score] for cell in found], _digits(score))
+        table_row([name, *(spread([cell[score] for cell in found], _digits(score))
                       for score in scores)])
         for name, found in cells.items()
         if name != "untrained"
@@ -262,17 +249,7 @@ def _difference(found: list[dict[str, float]], none: list[dict[str, float]], num
     """Mean and spread of the differences of equal seeds, and in how many it is above 0."""
     gains = [ours[number] - theirs[number] for ours, theirs in zip(found, none, strict=True)]
     above = sum(gain > 0 for gain in gains)
-    return f"{_spread(gains, 3, signed=True)} ({above} of {len(gains)})"
-
-
-def _spread(values: list[float], digits: int, *, signed: bool = False) -> str:
-    sign = "+" if signed else ""
-    spread = np.std(values, ddof=1) if len(values) > 1 else 0.0
-    return f"{np.mean(values):{sign}.{digits}f} ± {spread:.{digits}f}"
-
-
-def _row(cells: list[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
+    return f"{spread(gains, 3, signed=True)} ({above} of {len(gains)})"
 
 
 def main() -> None:

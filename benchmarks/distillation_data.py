@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,7 +95,7 @@ def _berlin_without(hidden: NDArray[np.bool_], path: Path) -> str:
     with rasterio.open(SCENE) as source:
         array = source.read()
         array[:, hidden] = int(source.nodata)
-        _write(
+        write_scene(
             path,
             array,
             {band: source.tags(band) for band in source.indexes},
@@ -106,19 +106,24 @@ def _berlin_without(hidden: NDArray[np.bool_], path: Path) -> str:
 
 def _write_cube(cube: NDArray[Any], wavelength_nm: NDArray[np.float64], path: Path) -> str:
     """Write an (H, W, C) array of reflectance x 10,000 as a GeoTIFF with wavelengths."""
-    tags = {
-        band: {"wavelength": f"{nm:g}", "wavelength_units": "nm"}
-        for band, nm in enumerate(wavelength_nm, start=1)
-    }
     # AVIRIS pixels of unknown place: 20 m, on a grid of their own far from Berlin.
     grid = {"crs": CRS.from_epsg(32610), "transform": Affine(20, 0, 5e5, 0, -20, 4e6)}
-    _write(path, np.moveaxis(cube, 2, 0), tags, grid)
+    write_scene(path, np.moveaxis(cube, 2, 0), wavelength_tags(wavelength_nm), grid)
     return str(path)
 
 
-def _write(
+def wavelength_tags(wavelength_nm: Iterable[float]) -> dict[int, dict[str, str]]:
+    """Tags of bands, by their number from 1, that say where they lie."""
+    return {
+        band: {"wavelength": f"{nm:g}", "wavelength_units": "nm"}
+        for band, nm in enumerate(wavelength_nm, start=1)
+    }
+
+
+def write_scene(
     path: Path, array: NDArray[Any], tags: dict[int, dict[str, str]], grid: dict[str, Any]
 ) -> None:
+    """Write a (C, H, W) array as a GeoTIFF; ``grid`` has its place, and nodata if it has one."""
     bands, height, width = array.shape
     profile = {"count": bands, "height": height, "width": width, "dtype": array.dtype, **grid}
     with rasterio.open(path, "w", driver="GTiff", **profile) as output:

@@ -12,11 +12,10 @@ out within the training confirm it. Finished cells are kept.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import sys
 import tempfile
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from functools import cache
 from multiprocessing import get_context
@@ -40,6 +39,7 @@ from benchmarks.accuracy import (
     load_data,
     pooled_scores,
 )
+from benchmarks.cells import Work, measure_cells, spread, table_row
 from benchmarks.distillation import PRESET, TEACHER
 from benchmarks.distillation_data import data_folder, training_scenes
 from engine.feedback import SilentFeedback
@@ -121,26 +121,19 @@ def measure(name: str, fold: int, seed: int, weights: Path) -> dict[str, Any]:
 
 def run(seeds: int, epochs: int, jobs: int, folder: Path) -> dict[str, Any]:
     """Do what is not done yet; each cell is kept as soon as it is finished."""
-    path = folder / "distilled_classifier.json"
-    kept: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     weights = {fold: folder / f"distilled_{fold}_{epochs}.safetensors" for fold in range(FOLDS)}
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
         wanted = [fold for fold in range(FOLDS) if not weights[fold].exists()]
         started = [pool.submit(distil_without, fold, epochs, weights[fold]) for fold in wanted]
         for future in started:
             future.result()
-        cells = {
-            pool.submit(measure, name, fold, seed, weights[fold]): f"{name}/{seed}/{fold}/{epochs}"
-            for seed in range(seeds)
-            for name in STARTS
-            for fold in range(FOLDS)
-            if f"{name}/{seed}/{fold}/{epochs}" not in kept
-        }
-        for done in as_completed(cells):
-            kept[cells[done]] = done.result()
-            path.write_text(json.dumps(kept))
-            logger.info("%s: gate %g", cells[done], kept[cells[done]]["gate"])
-    return kept
+    cells: dict[str, Work] = {
+        f"{name}/{seed}/{fold}/{epochs}": (measure, (name, fold, seed, weights[fold]))
+        for seed in range(seeds)
+        for name in STARTS
+        for fold in range(FOLDS)
+    }
+    return measure_cells(folder / "distilled_classifier.json", cells, jobs, logger)
 
 
 def table(kept: dict[str, Any], seeds: int, epochs: int) -> str:
@@ -153,10 +146,7 @@ def table(kept: dict[str, Any], seeds: int, epochs: int) -> str:
         ]
         scores = [pooled_scores(folds).balanced_accuracy for folds in rows]
         opened = sum(cell["gate"] > 0 for folds in rows for cell in folds)
-        spread = np.std(scores, ddof=1) if seeds > 1 else 0.0
-        lines.append(
-            f"| {name} | {np.mean(scores):.3f} ± {spread:.3f} | {opened} of {seeds * FOLDS} |"
-        )
+        lines.append(table_row([name, spread(scores, 3), f"{opened} of {seeds * FOLDS}"]))
     return "\n".join(lines)
 
 

@@ -15,7 +15,6 @@ was.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import math
 import os
@@ -23,10 +22,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 from functools import cache
-from multiprocessing import get_context
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +35,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from benchmarks.accuracy import ROOT
+from benchmarks.cells import Work, measure_cells, spread, table_row
 from benchmarks.generalisation_data import Task, load_tasks, pretraining_scenes
 from engine.feedback import SilentFeedback
 from engine.jobs.pretrain_teacher import Request as PretrainRequest
@@ -261,34 +260,13 @@ def run(
     folder: Path,
 ) -> dict[str, Any]:
     """Measure what is not measured yet; each cell is kept as soon as it is finished."""
-    path = folder / "generalisation.json"
-    kept: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    cells = [
-        cell
-        for seed in range(seeds)
-        for cell in [
-            *((task, "", CLASSICAL, seed) for task in tasks),
-            *(
-                (task, backbone, name, seed)
-                for backbone in backbones
-                for name in methods
-                for task in tasks
-            ),
-        ]
-    ]
-    missing = [cell for cell in cells if _key(*cell) not in kept]
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        futures = {
-            pool.submit(measure_classical, cell[0], cell[3], folder)
-            if cell[2] == CLASSICAL
-            else pool.submit(measure, *cell, folder): cell
-            for cell in missing
-        }
-        for future in as_completed(futures):
-            kept[_key(*futures[future])] = future.result()
-            path.write_text(json.dumps(kept, indent=1))
-            logger.info("%s: %s", _key(*futures[future]), future.result())
-    return {_key(*cell): kept[_key(*cell)] for cell in cells}
+    wanted: dict[str, Work] = {}
+    for seed in range(seeds):
+        for task in tasks:
+            wanted[_key(task, "", CLASSICAL, seed)] = measure_classical, (task, seed, folder)
+        for cell in product(tasks, backbones, methods, (seed,)):
+            wanted[_key(*cell)] = measure, (*cell, folder)
+    return measure_cells(folder / "generalisation.json", wanted, jobs, logger)
 
 
 def _key(task: str, backbone: str, method: str, seed: int) -> str:
@@ -336,20 +314,11 @@ def _table(
     title: str, rows: Mapping[str, Sequence[Sequence[float]]], tasks: Sequence[str]
 ) -> list[str]:
     header = [title, *tasks, "mean"]
-    lines = [_row(header), _row(["---"] * len(header))]
+    lines = [table_row(header), table_row(["---"] * len(header))]
     for name, columns in rows.items():
         mean = np.mean([np.mean(values) for values in columns])
-        lines.append(_row([name, *(_spread(values) for values in columns), f"{mean:.3f}"]))
+        lines.append(table_row([name, *(spread(values, 3) for values in columns), f"{mean:.3f}"]))
     return [*lines, ""]
-
-
-def _spread(values: Sequence[float]) -> str:
-    spread = np.std(values, ddof=1) if len(values) > 1 else 0.0
-    return f"{np.mean(values):.3f} ± {spread:.3f}"
-
-
-def _row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
 
 
 def main() -> None:

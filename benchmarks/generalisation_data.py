@@ -12,18 +12,22 @@ from pathlib import Path
 
 import numpy as np
 import rasterio
-import torch
 from rasterio.transform import Affine
 from rasterio.windows import Window
 
-from benchmarks.accuracy import CLASSES, POLYGONS, SAMPLE, SCENE, TEST_LABELS
-from benchmarks.distillation_data import data_folder
-from engine.feedback import SilentFeedback
-from engine.raster.labels import FieldValue, open_labels
-from engine.raster.scene import Scene, open_scene
-from engine.raster.spectra import BandTable, match_bands
-from engine.training.samples import Samples, SampleSizes, ScenePixels, collect_samples
-from engine.training.targets import ClassTargets
+from benchmarks.accuracy import (
+    CLASSES,
+    POLYGONS,
+    SAMPLE,
+    SCENE,
+    collect_pixels,
+    tested_labels,
+)
+from benchmarks.distillation_data import data_folder, wavelength_tags, write_scene
+from engine.raster.band_presence import select_bands
+from engine.raster.scene import open_scene
+from engine.raster.spectra import BandTable
+from engine.training.samples import Samples, SampleSizes
 
 SHARED_CLASSES = ("tree", "water", "soil")
 HIGH_RESOLUTION = SAMPLE / "HighResolution_BerlinUrbanGradient.tif"
@@ -87,12 +91,14 @@ def _aviris_tasks(data: Path, sizes: SampleSizes) -> dict[str, Task]:
     jasper_path = str(data / "jasper_ridge" / "derived" / "jasper_hsi.tif")
     samson_path = str(data / "samson" / "derived" / "samson_hsi.tif")
     jasper, samson = open_scene(jasper_path), open_scene(samson_path)
-    bands = _within(jasper.require_bands(), *SHARED_NM)
+    table, (low_nm, high_nm) = jasper.require_bands(), SHARED_NM
+    inside = (table.wavelength_nm >= low_nm) & (table.wavelength_nm <= high_nm)
+    bands = select_bands(table, table.good & inside)
     jasper_labels = str(data / "jasper_ridge" / "derived" / "jasper_pure70.tif")
     samson_labels = str(data / "samson" / "derived" / "samson_pure70.tif")
     # The values of tree, water and soil in the two label rasters.
-    a = Domain(_samples(jasper, bands, jasper_labels, None, (1, 2, 3), sizes), jasper_path)
-    b = Domain(_samples(samson, bands, samson_labels, None, (2, 3, 1), sizes), samson_path)
+    a = Domain(collect_pixels(jasper, bands, jasper_labels, None, (1, 2, 3), sizes), jasper_path)
+    b = Domain(collect_pixels(samson, bands, samson_labels, None, (2, 3, 1), sizes), samson_path)
     there = Task("Jasper Ridge to Samson", SHARED_CLASSES, bands, a, b)
     back = Task("Samson to Jasper Ridge", SHARED_CLASSES, bands, b, a)
     return {task.name: task for task in (there, back)}
@@ -119,13 +125,9 @@ def _berlin_tasks(sizes: SampleSizes, folder: Path) -> dict[str, Task]:
 def _berlin_part(path: str, bands: BandTable, sizes: SampleSizes, is_coarse: bool) -> Domain:
     """One side. At 30 m polygons share pixels: scored are those of one class by 60 %."""
     scene = open_scene(path)
-    samples = _samples(scene, bands, POLYGONS, "class_name", CLASSES, sizes)
+    samples = collect_pixels(scene, bands, POLYGONS, "class_name", CLASSES, sizes)
     if is_coarse:
-        pure = _samples(scene, bands, str(TEST_LABELS), None, (1, 2, 3, 4), sizes)
-        classes = np.full((scene.height, scene.width), -1)
-        classes[pure.position[:, 1], pure.position[:, 2]] = pure.class_index
-        label = torch.from_numpy(classes[samples.position[:, 1], samples.position[:, 2]])
-        samples = replace(samples, pure=label >= 0)
+        samples = replace(samples, pure=tested_labels(scene, bands, samples, sizes) >= 0)
     return Domain(samples, path)
 
 
@@ -136,47 +138,17 @@ def _cut(path: Path, bands: BandTable, rows: tuple[int, int], folder: Path) -> t
         spans = (0, rows[0]), (rows[1], source.height)
         for part, (start, stop) in zip(parts, spans, strict=True):
             window = Window(0, start, source.width, stop - start)
-            profile = {
-                "driver": "GTiff", "count": source.count, "dtype": source.dtypes[0],
-                "width": source.width, "height": stop - start, "crs": source.crs,
-                "transform": source.window_transform(window), "nodata": source.nodata,
-            }  # fmt: skip
-            with rasterio.open(part, "w", **profile) as output:
-                output.write(source.read(window=window))
+            grid = {
+                "crs": source.crs,
+                "transform": source.window_transform(window),
+                "nodata": source.nodata,
+            }
+            write_scene(
+                part, source.read(window=window), wavelength_tags(bands.wavelength_nm), grid
+            )
+            with rasterio.open(part, "r+") as output:
                 output.scales, output.offsets = source.scales, source.offsets
-                for band, nm in zip(source.indexes, bands.wavelength_nm, strict=True):
-                    output.update_tags(band, wavelength=nm, wavelength_units="nm")
     return parts
-
-
-def _within(table: BandTable, low_nm: float, high_nm: float) -> BandTable:
-    """The good bands of a range."""
-    keep = table.good & (table.wavelength_nm >= low_nm) & (table.wavelength_nm <= high_nm)
-    used = np.flatnonzero(keep)
-    return BandTable(
-        tuple(table.names[i] for i in used),
-        table.wavelength_nm[used],
-        table.fwhm_nm[used],
-        table.good[used],
-        table.origin,
-    )
-
-
-def _samples(
-    scene: Scene,
-    bands: BandTable,
-    labels: str,
-    field: str | None,
-    values: tuple[FieldValue, ...],
-    sizes: SampleSizes,
-) -> Samples:
-    targets = ClassTargets(open_labels(labels, field, scene.crs).on(scene), values)
-    return collect_samples(
-        [ScenePixels(scene, match_bands(bands, scene.require_bands()), targets)],
-        sizes=sizes,
-        seed=0,
-        feedback=SilentFeedback(),
-    )
 
 
 def pretraining_scenes(folder: Path) -> list[str]:
@@ -189,16 +161,10 @@ def pretraining_scenes(folder: Path) -> list[str]:
     if data is None:
         raise FileNotFoundError("The scenes are in the folder that HYPERKD_DATA names.")
     dates = np.load(data / "sentinel2_slovenia" / "REFERENCE_SCENES.npy")
+    grid = {"crs": "EPSG:32633", "transform": Affine(10, 0, 5e5, 0, -10, 5.1e6)}
     paths = []
     for number, cube in enumerate(dates[..., list(SENTINEL2)]):
         path = folder / f"sentinel2_{number}.tif"
-        height, width, count = cube.shape
-        profile = {"driver": "GTiff", "count": count, "dtype": "float32",
-                   "width": width, "height": height, "crs": "EPSG:32633",
-                   "transform": Affine(10, 0, 5e5, 0, -10, 5.1e6)}  # fmt: skip
-        with rasterio.open(path, "w", **profile) as output:
-            output.write(np.moveaxis(cube, 2, 0))
-            for band, nm in enumerate(SENTINEL2.values(), start=1):
-                output.update_tags(band, wavelength=nm, wavelength_units="nm")
+        write_scene(path, np.moveaxis(cube, 2, 0), wavelength_tags(SENTINEL2.values()), grid)
         paths.append(str(path))
     return paths
