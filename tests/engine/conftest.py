@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import rasterio
+import torch
 from affine import Affine
 from rasterio.errors import NotGeoreferencedWarning
 
@@ -156,6 +157,15 @@ def _scenes_without_a_grid_are_allowed():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         yield
+
+
+@pytest.fixture
+def one_thread():
+    """Threads that wait for each other take longer than tiny trainings."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def _in_unit(wavelength_nm, fwhm_nm, good, unit) -> dict[str, list[str]]:

@@ -3,6 +3,7 @@
 pytest-qgis gives the application. QGIS's own Python plugins ("processing") go on the path here.
 """
 
+import json
 import os
 import stat
 import sys
@@ -231,3 +232,20 @@ def client(session):
     session.client.close()
     session.client = recording
     return recording
+
+
+@pytest.fixture
+def install_kinds(tmp_path, monkeypatch):
+    """Make the user's folder of models: of each package its name, and its task and architecture."""
+
+    def install(kinds):
+        for name, (task, architecture) in kinds.items():
+            folder = tmp_path / "models" / name
+            folder.mkdir(parents=True)
+            properties = {"title": name, "mlm:tasks": [task], "mlm:architecture": architecture}
+            item = json.dumps({"properties": properties})
+            (folder / "model.json").write_text(item, encoding="utf-8")
+        monkeypatch.setenv("HYPERKD_MODELS", str(tmp_path / "models"))
+        return tmp_path / "models"
+
+    return install

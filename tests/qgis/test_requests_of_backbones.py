@@ -1,7 +1,5 @@
 """Distillation, teachers, regression and estimates: the exact request, and what is refused."""
 
-import json
-
 import processing
 import pytest
 from osgeo import gdal
@@ -24,16 +22,9 @@ KINDS = {
 
 
 @pytest.fixture(autouse=True)
-def models(tmp_path, monkeypatch):
+def models(install_kinds):
     """One package of each kind, installed."""
-    for name, (task, architecture) in KINDS.items():
-        folder = tmp_path / "models" / name
-        folder.mkdir(parents=True)
-        properties = {"title": name, "mlm:tasks": [task], "mlm:architecture": architecture}
-        item = json.dumps({"properties": properties})
-        (folder / "model.json").write_text(item, encoding="utf-8")
-    monkeypatch.setenv("HYPERKD_MODELS", str(tmp_path / "models"))
-    return tmp_path / "models"
+    return install_kinds(KINDS)
 
 
 def distil(scenes, **parameters):

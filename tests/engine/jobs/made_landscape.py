@@ -20,3 +20,11 @@ def landscape(wavelength_nm=WAVELENGTH_NM, height=HEIGHT, width=WIDTH, seed=0):
     plant, soil = 0.05 + 0.4 * np.exp(-((x - 0.3) ** 2) / 0.03), 0.1 + 0.3 * x
     cube = plant[:, None, None] * share + soil[:, None, None] * (1 - share)
     return (10_000 * cube + rng.normal(0, 30, cube.shape)).astype(np.int16)
+
+
+def landscape_scene(make_raster, name, array, wavelength_nm, fwhm_nm=FWHM_NM, **options):
+    """Write a landscape as a scene with its bands; returns its path."""
+    return make_raster(
+        name, array=array, wavelength_nm=wavelength_nm, fwhm_nm=fwhm_nm[: len(wavelength_nm)],
+        scale=1e-4, nodata=-99, **options,
+    ).path  # fmt: skip

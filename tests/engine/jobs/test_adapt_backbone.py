@@ -27,7 +27,8 @@ from engine.models.spectralx.presets import PRESETS
 from engine.packages.build import build_model
 from engine.packages.foundations import load_foundation
 from engine.packages.package import load_package
-from tests.engine.jobs.made_landscape import FWHM_NM, WAVELENGTH_NM, landscape
+from tests.engine.jobs.brightest import left_in
+from tests.engine.jobs.made_landscape import WAVELENGTH_NM, landscape, landscape_scene
 from tests.engine.jobs.test_train_classifier import Recorder
 
 PACKAGED = Path(__file__).parents[3] / "resources" / "models"
@@ -38,13 +39,7 @@ CHECKPOINT = "adapted.zip.checkpoint.safetensors"
 MEMORY = "engine.jobs.shared.masked_training.available_memory_bytes"
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Threads that wait for each other take longer than these trainings."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(autouse=True)
@@ -58,11 +53,7 @@ def user_folder(monkeypatch, tmp_path):
 def scene(make_raster):
     def make(name="scene.tif", array=None, wavelength_nm=WAVELENGTH_NM, **options):
         array = landscape(wavelength_nm, SIDE_PX, SIDE_PX) if array is None else array
-        fwhm_nm = FWHM_NM[: len(wavelength_nm)]
-        return make_raster(
-            name, array=array, wavelength_nm=wavelength_nm, fwhm_nm=fwhm_nm, scale=1e-4,
-            nodata=-99, **options,
-        ).path  # fmt: skip
+        return landscape_scene(make_raster, name, array, wavelength_nm, **options)
 
     return make
 
@@ -83,10 +74,6 @@ def adapt(tmp_path, scene):
         return adapt_backbone(Request.parse(given), feedback or SilentFeedback())
 
     return run
-
-
-def left(tmp_path):
-    return sorted(path.name for path in (tmp_path / "out").iterdir())
 
 
 def test_a_package_holds_what_was_added_and_names_its_backbone(adapt, tmp_path):
@@ -110,7 +97,7 @@ def test_a_package_holds_what_was_added_and_names_its_backbone(adapt, tmp_path):
     assert feedback.fractions == sorted(feedback.fractions)
     assert any("galileo-nano" in text and "licence MIT" in text for text in feedback.infos)
     assert any("AoMoA" in text for text in feedback.infos)
-    assert left(tmp_path) == ["adapted.zip"]
+    assert left_in(tmp_path / "out") == ["adapted.zip"]
 
 
 def test_the_report_shows_reconstructions_what_was_trained_and_whose_backbone(adapt, tmp_path):
@@ -173,13 +160,13 @@ def test_a_cancelled_run_leaves_a_checkpoint_and_goes_on_to_the_same_weights(ada
     whole = load_package(adapt(output=str(tmp_path / "out" / "whole.zip"))["output"])
     with pytest.raises(CancelledError):
         adapt(Recorder(cancel_at=0.4))
-    assert left(tmp_path) == [CHECKPOINT, "whole.zip"]
+    assert left_in(tmp_path / "out") == [CHECKPOINT, "whole.zip"]
     feedback = Recorder()
     resumed = load_package(adapt(feedback, resume=True)["output"])
     assert resumed.sha256 == whole.sha256
     assert resumed.info.scores == whole.info.scores
     assert any("Going on after step" in text for text in feedback.infos)
-    assert left(tmp_path) == ["adapted.zip", "whole.zip"]
+    assert left_in(tmp_path / "out") == ["adapted.zip", "whole.zip"]
 
 
 def test_resuming_with_another_backbone_is_refused(adapt, tmp_path):

@@ -26,31 +26,22 @@ from engine.jobs.distill_backbone import Request, distill_backbone
 from engine.models.mae import PRESETS
 from engine.packages.build import build_model
 from engine.packages.package import load_package
-from tests.engine.jobs.made_landscape import FWHM_NM, WAVELENGTH_NM, landscape
+from tests.engine.jobs.brightest import left_in
+from tests.engine.jobs.made_landscape import WAVELENGTH_NM, landscape, landscape_scene
 from tests.engine.jobs.test_train_classifier import Recorder
 
 TILE_PX = PRESETS["laptop"].tile_size_px
 CHECKPOINT = "backbone.zip.checkpoint.safetensors"
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Threads that wait for each other take longer than these trainings."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
 def scene(make_raster):
     def make(name="scene.tif", array=None, wavelength_nm=WAVELENGTH_NM, **options):
         array = landscape(wavelength_nm) if array is None else array
-        fwhm_nm = FWHM_NM[: len(wavelength_nm)]
-        return make_raster(
-            name, array=array, wavelength_nm=wavelength_nm, fwhm_nm=fwhm_nm, scale=1e-4,
-            nodata=-99, **options,
-        ).path  # fmt: skip
+        return landscape_scene(make_raster, name, array, wavelength_nm, **options)
 
     return make
 
@@ -73,10 +64,6 @@ def distil(tmp_path, scene):
     return run
 
 
-def left(tmp_path):
-    return sorted(path.name for path in (tmp_path / "out").iterdir())
-
-
 def test_a_package_is_made_with_the_encoder_and_nothing_else(distil, tmp_path):
     feedback = Recorder()
     result = distil(feedback)
@@ -95,7 +82,7 @@ def test_a_package_is_made_with_the_encoder_and_nothing_else(distil, tmp_path):
     assert {"ssim", "spectral_angle_deg", "ssim_whole", "seconds", "device"} <= set(result)
     assert feedback.fractions == sorted(feedback.fractions)
     assert any("tiles a second" in text for text in feedback.infos)
-    assert left(tmp_path) == ["backbone.zip"]
+    assert left_in(tmp_path / "out") == ["backbone.zip"]
 
 
 def test_the_report_shows_reconstructions_curves_and_the_teachers_bands(distil, tmp_path):
@@ -156,11 +143,11 @@ def test_a_cancelled_run_leaves_a_checkpoint_and_goes_on_to_the_same_weights(dis
     whole = load_package(distil(output=str(tmp_path / "out" / "whole.zip"))["output"]).sha256
     with pytest.raises(CancelledError):
         distil(Recorder(cancel_at=0.4))
-    assert left(tmp_path) == [CHECKPOINT, "whole.zip"]
+    assert left_in(tmp_path / "out") == [CHECKPOINT, "whole.zip"]
     feedback = Recorder()
     assert load_package(distil(feedback, resume=True)["output"]).sha256 == whole
     assert any("Going on after step" in text for text in feedback.infos)
-    assert left(tmp_path) == ["backbone.zip", "whole.zip"]
+    assert left_in(tmp_path / "out") == ["backbone.zip", "whole.zip"]
 
 
 def test_resuming_without_a_checkpoint_begins_anew_and_says_so(distil):

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from engine.errors import CancelledError, CapacityError, SceneError
 from engine.feedback import SilentFeedback
@@ -16,30 +15,21 @@ from engine.jobs.distill_backbone import distill_backbone
 from engine.jobs.pretrain_teacher import Request, pretrain_teacher
 from engine.packages.build import build_model
 from engine.packages.package import load_package
-from tests.engine.jobs.made_landscape import FWHM_NM, WAVELENGTH_NM, landscape
+from tests.engine.jobs.made_landscape import FWHM_NM, WAVELENGTH_NM, landscape, landscape_scene
 from tests.engine.jobs.test_train_classifier import Recorder
 
 LANDSAT_NM = np.array([485.0, 560.0, 660.0, 830.0, 1650.0, 2215.0])
 LANDSAT_FWHM_NM = np.array([70.0, 80.0, 60.0, 140.0, 200.0, 270.0])
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Threads that wait for each other take longer than these trainings."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
 def scene(make_raster):
     def make(name="landsat.tif", **options):
         array = landscape(LANDSAT_NM, height=70, width=101)
-        return make_raster(
-            name, array=array, wavelength_nm=LANDSAT_NM, fwhm_nm=LANDSAT_FWHM_NM, scale=1e-4,
-            nodata=-99, **options,
-        ).path  # fmt: skip
+        return landscape_scene(make_raster, name, array, LANDSAT_NM, LANDSAT_FWHM_NM, **options)
 
     return make
 

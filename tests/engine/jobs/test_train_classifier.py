@@ -23,10 +23,12 @@ from engine.jobs.train_classifier import Request, train_classifier
 from engine.packages.build import build_model
 from engine.packages.package import load_package
 from tests.engine.conftest import BANDS, TRANSFORM
+from tests.engine.jobs.brightest import left_in
 from tests.engine.raster.test_labels import write_labels
 from tests.engine.raster.test_vector import pixel_box, write_layer
 
-pytestmark = pytest.mark.slow  # each test trains a classifier
+# Each test trains a classifier.
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 HEIGHT, WIDTH, PATCH = 36, 30, 6
 NAMES = ("wood", "roof", "lake")
@@ -52,15 +54,6 @@ class Recorder(SilentFeedback):
     def raise_if_cancelled(self):
         if self.fractions and self.fractions[-1] >= self._cancel_at:
             raise CancelledError
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Threads that wait for each other take longer than these trainings."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def patches():
@@ -105,10 +98,6 @@ def train(tmp_path, scene, polygons):
         return train_classifier(Request.parse(given), feedback or SilentFeedback())
 
     return run
-
-
-def left(tmp_path):
-    return [path.name for path in (tmp_path / "out").iterdir()]
 
 
 def test_a_package_is_made_that_knows_its_classes_and_bands(train):
@@ -223,7 +212,7 @@ def test_progress_moves_on_and_names_loss_and_accuracy(train):
 def test_a_cancelled_training_leaves_nothing(train, tmp_path, fraction):
     with pytest.raises(CancelledError):
         train(Recorder(cancel_at=fraction), report=str(tmp_path / "out" / "report.html"))
-    assert left(tmp_path) == []
+    assert left_in(tmp_path / "out") == []
 
 
 def test_nothing_held_out_gives_a_model_without_scores(train):
@@ -243,7 +232,7 @@ def few_of_roof(tmp_path, pixels):
 def test_a_class_with_two_pixels_is_refused_by_name(train, tmp_path):
     with pytest.raises(LabelError, match="'2' has only two labelled pixels"):
         train(training=few_of_roof(tmp_path, 2))
-    assert left(tmp_path) == []
+    assert left_in(tmp_path / "out") == []
 
 
 def test_a_class_with_three_pixels_is_a_warning(train, tmp_path):

@@ -43,13 +43,7 @@ from tests.engine.raster.test_vector import pixel_box, write_layer
 SAMPLE = Path(__file__).parents[3] / "resources" / "sample"
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Threads that wait for each other take longer than these trainings."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture

@@ -42,6 +42,7 @@ from engine.raster.tiles import Tiling
 from engine.report import _environment
 from engine.training.segmentation_chips import Light
 from tests.engine.conftest import BANDS, FWHM_NM, TRANSFORM, WAVELENGTH_NM
+from tests.engine.jobs.brightest import left_in
 from tests.engine.jobs.test_train_classifier import (
     HEIGHT,
     NAMES,
@@ -54,19 +55,11 @@ from tests.engine.packages.made_foundations import encoder_state
 from tests.engine.raster.test_labels import write_labels
 from tests.engine.raster.test_vector import pixel_box, write_layer
 
-pytestmark = pytest.mark.slow  # each test trains four segmenters
+# Each test trains four segmenters.
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 PACKAGED = Path(__file__).parents[3] / "resources" / "models"
 MEMORY = "engine.jobs.shared.masked_training.available_memory_bytes"
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Threads that wait for each other take longer than these trainings."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(autouse=True)
@@ -163,10 +156,6 @@ def adapted(tmp_path, backbone):
     return make
 
 
-def left(tmp_path):
-    return [path.name for path in (tmp_path / "out").iterdir()]
-
-
 def test_a_package_of_adapters_and_head_is_made_that_names_its_backbone(train, backbone, tmp_path):
     feedback = Recorder()
     result = train(feedback, epochs=2)
@@ -195,7 +184,7 @@ def test_a_package_of_adapters_and_head_is_made_that_names_its_backbone(train, b
     assert any("fold 2 of 3, epoch 2 of 2: loss" in message for message in feedback.messages)
     assert any("values were trained" in text and "AoMoA" in text for text in feedback.infos)
     assert any("Random forest" in text for text in feedback.infos)
-    assert left(tmp_path) == ["model.zip"]
+    assert left_in(tmp_path / "out") == ["model.zip"]
 
 
 def test_the_map_of_the_package_shows_what_was_learned(train, scene, tmp_path):
@@ -362,7 +351,7 @@ def test_adapters_of_bands_that_the_scene_has_not_are_refused(train, adapted, ma
 def test_a_backbone_that_is_not_there_is_refused_by_name(train, tmp_path):
     with pytest.raises(PackageError, match="nothing-here"):
         train(backbone="nothing-here")
-    assert left(tmp_path) == []
+    assert left_in(tmp_path / "out") == []
 
 
 def test_a_backbone_too_narrow_for_the_preset_is_refused(train, tmp_path):
@@ -375,14 +364,14 @@ def test_too_little_memory_is_said_before_work(train, monkeypatch, tmp_path):
     monkeypatch.setattr(MEMORY, lambda: 10 * 1024**2)
     with pytest.raises(CapacityError, match=r"laptop needs about .* GiB"):
         train()
-    assert left(tmp_path) == []
+    assert left_in(tmp_path / "out") == []
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.3, 0.95])
 def test_a_cancelled_training_leaves_nothing(train, tmp_path, fraction):
     with pytest.raises(CancelledError):
         train(Recorder(cancel_at=fraction), report=str(tmp_path / "out" / "report.html"))
-    assert left(tmp_path) == []
+    assert left_in(tmp_path / "out") == []
 
 
 def test_nothing_held_out_gives_a_model_without_scores(train):
@@ -399,7 +388,7 @@ def test_a_class_that_lies_nowhere_in_the_scene_is_refused_by_name(train, tmp_pa
     layer = write_layer(tmp_path / "some.gpkg", boxes, values=["wood", "roof", "lake"])
     with pytest.raises(LabelError, match="'lake' has no labelled pixel on the scene"):
         train(training=layer)
-    assert left(tmp_path) == []
+    assert left_in(tmp_path / "out") == []
 
 
 def test_a_labelled_raster_needs_no_field(train, tmp_path):

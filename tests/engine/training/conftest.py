@@ -1,12 +1,8 @@
-"""Tiny trainings: threads that wait for each other take longer than the work itself."""
+"""Tiny trainings: see `one_thread`."""
 
 import pytest
-import torch
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+def _always_one_thread(one_thread):
+    """Every test here trains something."""
