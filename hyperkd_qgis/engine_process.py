@@ -86,6 +86,7 @@ class EngineProcess:
         # of its own: a full pipe must not stop the events that the engine wants to get rid of
         self._write_lock = threading.Lock()
         self._mailboxes: dict[str | None, Mailbox] = {}
+        self._answered: set[str | None] = set()
         self._ended = False
         # A list and no shell; the interpreter is the one that the user has chosen.
         self._process = subprocess.Popen(  # nosec B603
@@ -126,6 +127,7 @@ class EngineProcess:
         """Collect no more events of a job."""
         with self._lock:
             self._mailboxes.pop(job, None)
+            self._answered.discard(job)
 
     def send(self, message: bytes) -> bool:
         """Hand a message to the engine.
@@ -219,8 +221,10 @@ class EngineProcess:
             if self._ended:
                 return
             self._ended = True
-            # jobs are done in the order in which they came: the first one was at work
-            self.job_at_end = next(iter(self._mailboxes), None)
+            # jobs are done in the order in which they came: the first one was at work, unless its
+            # answer is here and whoever waits for it has not looked yet
+            waiting = (job for job in self._mailboxes if job not in self._answered)
+            self.job_at_end = next(waiting, None)
             for mailbox in self._mailboxes.values():
                 mailbox.put(None)
 
@@ -228,6 +232,8 @@ class EngineProcess:
         for event in events:
             with self._lock:
                 mailbox = self._mailboxes.get(event.job)
+                if mailbox is not None and event.is_final:
+                    self._answered.add(event.job)
             if event.name == NOISE or mailbox is None:
                 self._log.info("%s: %s", event.name, event.text("message"))
             else:

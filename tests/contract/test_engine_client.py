@@ -16,8 +16,9 @@ from hyperkd_qgis.engine_client import (
     JobCancelledError,
     JobListener,
 )
-from hyperkd_qgis.engine_process import EngineCommand
+from hyperkd_qgis.engine_process import EngineCommand, EngineProcess, open_log
 from hyperkd_qgis.environment import clean_environment
+from hyperkd_qgis.request import run_message
 
 FAKE = Path(__file__).with_name("fake_engine.py")
 
@@ -355,3 +356,17 @@ def test_log_starts_anew_when_it_is_large(tmp_path, monkeypatch):
         client.close()
     names = sorted(path.name for path in tmp_path.iterdir())
     assert names == ["engine.log", "engine.log.1", "engine.log.2"]
+
+
+def test_a_job_that_is_answered_was_not_at_work_at_the_end(tmp_path):
+    process = EngineProcess(fake(), open_log(tmp_path / "engine.log"))
+    answered = process.open_mailbox("1")
+    process.send(run_message("1", "echo", {}))
+    while not answered.get(timeout=20).is_final:
+        pass
+    crashing = process.open_mailbox("2")  # while nobody has closed the first one yet
+    process.send(run_message("2", "crash_at_once", {}))
+    while crashing.get(timeout=20) is not None:
+        pass
+    process.kill()
+    assert process.job_at_end == "2"
