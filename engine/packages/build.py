@@ -15,6 +15,7 @@ from engine.errors import PackageError
 from engine.packages.item import DAMAGED_REMEDY, MOST_NAMED, problems_text
 
 if TYPE_CHECKING:
+    from engine.packages.metadata import ModelInfo
     from engine.packages.package import ModelPackage
 
 ConfigT = TypeVar("ConfigT")
@@ -42,6 +43,7 @@ class OnFoundation(Protocol):
 
 # The only code that a package can start: a key that is not here is refused.
 ARCHITECTURES: dict[str, Architecture] = {
+    "csakd-fuser": Architecture("engine.models.fusion.fuser", "Fuser", "FuserConfig"),
     "galileo": Architecture("engine.models.galileo", "GalileoEncoder", "GalileoConfig"),
     "hyperkd-classifier": Architecture(
         "engine.models.classifier", "HyperKDClassifier", "ClassifierConfig"
@@ -81,7 +83,7 @@ def build_model(package: ModelPackage) -> nn.Module:
         )
     module = import_module(architecture.module)
     config = parse_config(getattr(module, architecture.config_class), info.config)
-    _check_sizes(config, band_count=len(info.bands), class_count=len(info.classes))
+    _check_sizes(config, info)
     model_class = getattr(module, architecture.model_class)
     model: nn.Module = (
         _on_foundation(model_class, config, package.path.parent)
@@ -132,11 +134,14 @@ def parse_config(config_class: type[ConfigT], values: Mapping[str, Any]) -> Conf
         ) from error
 
 
-def _check_sizes(config: Any, *, band_count: int, class_count: int) -> None:
+def _check_sizes(config: Any, info: ModelInfo) -> None:
     """Refuse settings that are for other bands or classes than the package lists."""
+    fine_count = 0 if info.fine_bands is None else len(info.fine_bands)
     for setting, expected, noun in (
-        ("in_channels", band_count, "bands"),
-        ("num_classes", class_count, "classes"),
+        ("in_channels", len(info.bands), "bands"),
+        ("hsi_channels", len(info.bands), "bands"),
+        ("msi_channels", fine_count, "bands of a finer image"),
+        ("num_classes", len(info.classes), "classes"),
     ):
         value = getattr(config, setting, expected)
         if value != expected:

@@ -25,6 +25,8 @@ WEIGHTS_NAME = "weights.safetensors"
 CHECKSUM_NOTE = "hyperkd:checksum_note"
 # Multihash: 0x12 is SHA-256, 0x20 its length in bytes. https://github.com/multiformats/multihash
 SHA256_PREFIX = "1220"
+# Of the bands of the finer image in STAC's lists, where all names of an item stand together.
+FINE_PREFIX = "fine "
 # STAC wants micrometres, we nanometres; seven digits keep 0.0001 nm, this much may get lost.
 BAND_TOLERANCE_NM = 0.01
 
@@ -106,10 +108,11 @@ class _Properties(_Part):
     name: str = Field(alias="mlm:name")
     architecture: str = Field(alias="mlm:architecture")
     tasks: tuple[Task] = Field(alias="mlm:tasks")
-    inputs: tuple[_Input] = Field(alias="mlm:input")
+    inputs: tuple[_Input, ...] = Field(alias="mlm:input", min_length=1, max_length=2)
     outputs: tuple[_Output] = Field(alias="mlm:output")
     config: dict[str, Any] = Field(default={}, alias="mlm:hyperparameters")
     bands: list[_Band] = Field(alias="hyperkd:bands", min_length=1)
+    fine_bands: list[_Band] | None = Field(default=None, alias="hyperkd:fine_bands", min_length=1)
     units: str = Field(alias="hyperkd:units")
     normalisation: _Normalisation = Field(alias="hyperkd:normalisation")
     tiling: _Tiling = Field(alias="hyperkd:tiling")
@@ -215,6 +218,7 @@ def info_from_item(item: ModelItem) -> ModelInfo:
         config=_without_notes(properties.config),
         task=properties.tasks[0],
         bands=_band_table(properties.bands),
+        fine_bands=None if properties.fine_bands is None else _band_table(properties.fine_bands),
         classes=_make_classes(properties.outputs[0].classes),
         normalisation=Normalisation.of(normalisation.mean, normalisation.std),
         tiling=_make_tiling(properties.tiling),
@@ -293,24 +297,48 @@ def _check_agreement(properties: _Properties) -> None:
 
     Another tool may have edited one and not the other, and then nobody knows which holds.
     """
-    ours, stac = properties.bands, properties.stac_bands
-    names = [band.name for band in ours]
-    if names != [band.name for band in stac] or names != properties.inputs[0].bands:
-        raise _contradiction("names or the number of bands", "bands, mlm:input and hyperkd:bands")
-    for band, other in zip(ours, stac, strict=True):
+    fine = properties.fine_bands or []
+    _check_bands([*properties.bands, *fine], properties)
+    _check_inputs(properties)
+    classes = properties.outputs[0].classes
+    if classes and properties.outputs[0].structure.shape[1] != len(classes):
+        raise _contradiction("number of classes", "mlm:output")
+    if properties.quantity is not None and properties.outputs[0].structure.shape[1] != 1:
+        raise _contradiction("number of quantities", "mlm:output and hyperkd:quantity")
+    if fine and properties.outputs[0].structure.shape[1] != len(properties.bands):
+        raise _contradiction("number of fused bands", "mlm:output")
+
+
+def _check_bands(ours: list[_Band], properties: _Properties) -> None:
+    """Refuse STAC's bands, first the model's and then those of the finer image, that differ."""
+    coarse_count = len(properties.bands)
+    names = [
+        band.name if index < coarse_count else FINE_PREFIX + band.name
+        for index, band in enumerate(ours)
+    ]
+    read = [name for part in properties.inputs for name in part.bands]
+    if names != [band.name for band in properties.stac_bands] or names != read:
+        raise _contradiction(
+            "names or the number of bands", "bands, mlm:input, hyperkd:bands and hyperkd:fine_bands"
+        )
+    for band, other in zip(ours, properties.stac_bands, strict=True):
         pairs = (
             (band.wavelength_nm, other.center_wavelength_um),
             (band.fwhm_nm, other.full_width_half_max_um),
         )
         if not all(_same_length(length_nm, length_um) for length_nm, length_um in pairs):
             raise _contradiction(f"wavelength or width of band {band.name!r}", "bands (um)")
-    if properties.inputs[0].structure.shape[1] != len(ours):
-        raise _contradiction("number of bands", "mlm:input")
-    classes = properties.outputs[0].classes
-    if classes and properties.outputs[0].structure.shape[1] != len(classes):
-        raise _contradiction("number of classes", "mlm:output")
-    if properties.quantity is not None and properties.outputs[0].structure.shape[1] != 1:
-        raise _contradiction("number of quantities", "mlm:output and hyperkd:quantity")
+
+
+def _check_inputs(properties: _Properties) -> None:
+    """Refuse an input too many or too few, and one of another number of bands than ours."""
+    counts = [len(properties.bands)]
+    counts += [] if properties.fine_bands is None else [len(properties.fine_bands)]
+    if len(properties.inputs) != len(counts):
+        raise _contradiction("number of inputs", "mlm:input and hyperkd:fine_bands")
+    for part, count in zip(properties.inputs, counts, strict=True):
+        if part.structure.shape[1] != count or len(part.bands) != count:
+            raise _contradiction("number of bands", "mlm:input")
 
 
 def _same_length(length_nm: float | None, length_um: float | None) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -17,7 +17,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from engine.packages.item import CHECKSUM_NOTE, FORMAT_VERSION, SHA256_PREFIX, WEIGHTS_NAME
+from engine.packages.item import (
+    CHECKSUM_NOTE,
+    FINE_PREFIX,
+    FORMAT_VERSION,
+    SHA256_PREFIX,
+    WEIGHTS_NAME,
+)
 from engine.packages.metadata import ModelInfo
 from engine.raster.spectra import BandTable
 from engine.raster.style import ClassInfo
@@ -64,13 +70,13 @@ def item_text(info: ModelInfo, weights: WeightsFile) -> bytes:
                 "version": info.version,
                 "license": info.licence,
                 **_times(info),
-                "bands": _stac_bands(info.bands),
+                "bands": _stac_bands(info),
                 **_mlm_fields(info, weights),
                 **_hyperkd_fields(info),
             }
         ),
         "links": [],
-        "assets": {"weights": _weights_asset(weights, info.bands)},
+        "assets": {"weights": _weights_asset(weights, info)},
     }
     text = json.dumps(item, indent=2, ensure_ascii=False, allow_nan=False)
     return _say_that_checksums_are_no_secrets(text).encode()
@@ -88,7 +94,7 @@ def _say_that_checksums_are_no_secrets(text: str) -> str:
     return text
 
 
-def _weights_asset(weights: WeightsFile, bands: BandTable) -> dict[str, Any]:
+def _weights_asset(weights: WeightsFile, info: ModelInfo) -> dict[str, Any]:
     """The only asset; STAC 1.1 lets an item have bands only when an asset names them."""
     return {
         "href": f"./{WEIGHTS_NAME}",
@@ -96,7 +102,7 @@ def _weights_asset(weights: WeightsFile, bands: BandTable) -> dict[str, Any]:
         "type": "application/vnd.safetensors",
         "roles": ["mlm:model", "mlm:weights", "data"],
         "mlm:artifact_type": "safetensors.torch.save_file",
-        "bands": [{"name": name} for name in bands.names],
+        "bands": [{"name": name} for name in (*info.bands.names, *_fine_names(info))],
         "file:size": weights.size_bytes,
         "file:checksum": SHA256_PREFIX + weights.sha256,
     }
@@ -139,12 +145,18 @@ def _utc(time: datetime) -> str:
     return time.astimezone(UTC).isoformat().replace("+00:00", "Z")
 
 
-def _stac_bands(bands: BandTable) -> list[dict[str, Any]]:
-    """STAC's bands, in micrometres; a width that is not known is left out."""
+def _stac_bands(info: ModelInfo) -> list[dict[str, Any]]:
+    """STAC's bands, in micrometres, those of the finer image last; unknown widths are left out."""
+    rows = _stac_rows(info.bands, info.bands.names)
+    if info.fine_bands is None:
+        return rows
+    return [*rows, *_stac_rows(info.fine_bands, _fine_names(info))]
+
+
+def _stac_rows(bands: BandTable, names: Sequence[str]) -> list[dict[str, Any]]:
+    """The rows of one image."""
     rows = []
-    for name, wavelength_nm, fwhm_nm in zip(
-        bands.names, bands.wavelength_nm, bands.fwhm_nm, strict=True
-    ):
+    for name, wavelength_nm, fwhm_nm in zip(names, bands.wavelength_nm, bands.fwhm_nm, strict=True):
         row: dict[str, Any] = {
             "name": name,
             "eo:center_wavelength": round(float(wavelength_nm) / 1000, 7),
@@ -153,6 +165,11 @@ def _stac_bands(bands: BandTable) -> list[dict[str, Any]]:
             row["eo:full_width_half_max"] = round(float(fwhm_nm) / 1000, 7)
         rows.append(row)
     return rows
+
+
+def _fine_names(info: ModelInfo) -> list[str]:
+    """Names of the finer image's bands; both images may have a band 1, and STAC but one list."""
+    return [] if info.fine_bands is None else [FINE_PREFIX + name for name in info.fine_bands.names]
 
 
 def _mlm_fields(info: ModelInfo, weights: WeightsFile) -> dict[str, Any]:
@@ -165,7 +182,7 @@ def _mlm_fields(info: ModelInfo, weights: WeightsFile) -> dict[str, Any]:
         "mlm:framework_version": torch.__version__,
         "mlm:total_parameters": weights.parameter_count,
         "mlm:memory_size": weights.memory_bytes,
-        "mlm:input": [_mlm_input(info)],
+        "mlm:input": _mlm_inputs(info),
         "mlm:output": [_mlm_output(info)],
     }
     if info.config:  # the schema wants at least one, or none of the field
@@ -173,14 +190,25 @@ def _mlm_fields(info: ModelInfo, weights: WeightsFile) -> dict[str, Any]:
     return fields
 
 
-def _mlm_input(info: ModelInfo) -> dict[str, Any]:
-    """What the model reads: (B, C, h, w) of any height and width, not normalised."""
+def _mlm_inputs(info: ModelInfo) -> list[dict[str, Any]]:
+    """What the model reads, in the order in which it takes them."""
+    if info.fine_bands is None:
+        return [_mlm_input("reflectance", "", info.bands.names, info.units)]
+    where = "every pixel is as many of the fine image as the ratio squared; "
+    return [
+        _mlm_input("hyperspectral", f"Coarse image, {where}", info.bands.names, info.units),
+        _mlm_input("multispectral", "Fine image; ", _fine_names(info), info.units),
+    ]
+
+
+def _mlm_input(name: str, about: str, bands: Sequence[str], units: str) -> dict[str, Any]:
+    """One input: (B, C, h, w) of any height and width, not normalised."""
     return {
-        "name": "reflectance",
-        "description": f"{info.units}; the model normalises it by itself.",
-        "bands": list(info.bands.names),
+        "name": name,
+        "description": f"{about}{units}; the model normalises it by itself.",
+        "bands": list(bands),
         "input": {
-            "shape": [-1, len(info.bands), -1, -1],
+            "shape": [-1, len(bands), -1, -1],
             "dim_order": ["batch", "bands", "height", "width"],
             "data_type": "float32",
         },
@@ -192,13 +220,16 @@ def _mlm_input(info: ModelInfo) -> dict[str, Any]:
 def _mlm_output(info: ModelInfo) -> dict[str, Any]:
     """What the model returns: (B, K, h, w), one channel a class in the order of the classes.
 
-    A model for regression returns one channel; an encoder one an embedded number, not counted here.
+    A model for regression returns one channel, one that fuses all bands of the coarse image; an
+    encoder one an embedded number, not counted here.
     """
     name, channels, noun = "embeddings", -1, "channel"
     if info.classes:
         name, channels, noun = "probabilities", len(info.classes), "class"
     elif info.quantity is not None:
         name, channels = "values", 1
+    elif info.fine_bands is not None:
+        name, channels, noun = "fused", len(info.bands), "bands"
     return {
         "name": name,
         "tasks": [info.task],
@@ -227,19 +258,15 @@ def _stac_class(item: ClassInfo) -> dict[str, Any]:
 
 def _hyperkd_fields(info: ModelInfo) -> dict[str, Any]:
     """Our own fields: what STAC and MLM have no place for, or only in another unit."""
-    bands = info.bands
     quantity = {} if info.quantity is None else {"hyperkd:quantity": asdict(info.quantity)}
+    fine = {} if info.fine_bands is None else {"hyperkd:fine_bands": _band_rows(info.fine_bands)}
     return {
         **quantity,
+        **fine,
         "hyperkd:format_version": FORMAT_VERSION,
         "hyperkd:engine_version": info.engine_version,
         "hyperkd:units": info.units,
-        "hyperkd:bands": [
-            {"name": name, "wavelength_nm": wavelength_nm, "fwhm_nm": fwhm_nm, "good": good}
-            for name, wavelength_nm, fwhm_nm, good in zip(
-                bands.names, bands.wavelength_nm, bands.fwhm_nm, bands.good, strict=True
-            )
-        ],
+        "hyperkd:bands": _band_rows(info.bands),
         "hyperkd:normalisation": {"mean": info.normalisation.mean, "std": info.normalisation.std},
         "hyperkd:tiling": {
             "tile_size_px": info.tiling.tile_size_px,
@@ -253,6 +280,16 @@ def _hyperkd_fields(info: ModelInfo) -> dict[str, Any]:
         },
         "hyperkd:attribution": info.attribution,
     }
+
+
+def _band_rows(bands: BandTable) -> list[dict[str, Any]]:
+    """Bands in nanometres."""
+    return [
+        {"name": name, "wavelength_nm": wavelength_nm, "fwhm_nm": fwhm_nm, "good": good}
+        for name, wavelength_nm, fwhm_nm, good in zip(
+            bands.names, bands.wavelength_nm, bands.fwhm_nm, bands.good, strict=True
+        )
+    ]
 
 
 def _plain(value: Any) -> Any:

@@ -17,8 +17,9 @@ from engine.raster.spectra import BandTable
 from engine.raster.style import ClassInfo
 from engine.raster.tiles import Tiling
 
-Task = Literal["semantic-segmentation", "regression", "generative"]
-"""What a model is for, in the words of the MLM extension; an encoder alone is generative."""
+Task = Literal["semantic-segmentation", "regression", "generative", "super-resolution"]
+"""What a model is for, in the words of the MLM extension; an encoder alone is generative, and what
+fuses two images of one place is for super-resolution."""
 
 # A name is a folder's name on every system, and a valid mlm:name.
 NAME_PATTERN = re.compile(r"[A-Za-z][A-Za-z0-9_.-]+[A-Za-z0-9]")
@@ -117,6 +118,8 @@ class ModelInfo:
         licence: SPDX identifier of the weights' licence, or "other".
         task: what the model is for.
         quantity: what a model for regression estimates; None for every other.
+        fine_bands: those of the second, finer image that a model for super-resolution reads, in
+            its order; None for every other.
         attribution: whom the licence asks to name, and the data that it was trained on.
         units: of the values that the model reads.
         training: how it was trained, free; plain values.
@@ -144,6 +147,7 @@ class ModelInfo:
     licence: str
     task: Task = "semantic-segmentation"
     quantity: Quantity | None = None
+    fine_bands: BandTable | None = None
     attribution: str = ""
     units: str = "reflectance 0-1"
     training: dict[str, Any] = field(default_factory=dict)
@@ -157,6 +161,7 @@ class ModelInfo:
         self._check_words()
         self._check_classes()
         self._check_quantity()
+        self._check_fine_bands()
         if len(self.normalisation.mean) != len(self.bands):
             raise PackageError(
                 f"The model has {len(self.bands)} bands and a normalisation of "
@@ -218,6 +223,25 @@ class ModelInfo:
                 f"The model {self.name!r} is for {self.task} but names the quantity "
                 f"{self.quantity.name!r}.",
                 "Only models for regression have one: train the model again.",
+            )
+
+    def _check_fine_bands(self) -> None:
+        """Refuse a fusion that does not say what its second image is, or another model with one."""
+        if self.task == "super-resolution" and self.fine_bands is None:
+            raise PackageError(
+                f"The model {self.name!r} fuses two images but lists the bands of one.",
+                "A package needs the bands of the finer image too: train the model again.",
+            )
+        if self.task == "super-resolution" and self.classes:
+            raise PackageError(
+                f"The model {self.name!r} is for super-resolution but lists classes.",
+                "It is for one or the other: train the model again.",
+            )
+        if self.task != "super-resolution" and self.fine_bands is not None:
+            raise PackageError(
+                f"The model {self.name!r} is for {self.task} but lists the bands of a second "
+                "image.",
+                "Only models for super-resolution read two: train the model again.",
             )
 
 

@@ -35,6 +35,20 @@ class TinyModel(nn.Module):
         return self.head(reflectance)
 
 
+@dataclass(frozen=True)
+class TinyFuserConfig:
+    hsi_channels: int
+    msi_channels: int
+    ratio: int
+
+
+class TinyFuser(nn.Module):
+    def __init__(self, config: TinyFuserConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.weight = nn.Parameter(torch.zeros(config.hsi_channels, config.msi_channels))
+
+
 def tiny_bands() -> BandTable:
     fwhm_nm = np.full(BAND_COUNT, 6.5)
     fwhm_nm[3] = np.nan  # not every sensor states every width
@@ -43,6 +57,17 @@ def tiny_bands() -> BandTable:
         wavelength_nm=np.linspace(423.03, 2438.6, BAND_COUNT),
         fwhm_nm=fwhm_nm,
         good=np.ones(BAND_COUNT, dtype=np.bool_),
+        origin="test",
+    )
+
+
+def fine_bands() -> BandTable:
+    """Of a finer image; its first band has the name of a coarse one."""
+    return BandTable(
+        names=("band 1", "near infrared"),
+        wavelength_nm=np.array([560.0, 842.0]),
+        fwhm_nm=np.array([36.0, np.nan]),
+        good=np.ones(2, dtype=np.bool_),
         origin="test",
     )
 
