@@ -14,7 +14,7 @@ from engine.jobs.request import JobRequest
 from engine.packages.metadata import ModelInfo
 from engine.packages.package import ModelPackage, load_package
 from engine.raster.scene import open_scene
-from engine.raster.spectra import MatchRow, match_bands
+from engine.raster.spectra import BandTable, MatchRow, match_bands
 from engine.report import figure_to_data_uri, format_figures, new_figure, render_report
 
 # Bands further apart than this many times their usual distance do not belong to one line.
@@ -83,6 +83,7 @@ def describe_model(request: Request, feedback: Feedback) -> dict[str, Any]:
         package=package,
         facts=_facts(package),
         bands=_band_rows(package.info),
+        fine_bands=_fine_rows(package.info.fine_bands),
         spectrum=figure_to_data_uri(_spectrum_figure(package.info)),
         training=_flat(package.info.training),
         match=match,
@@ -126,6 +127,7 @@ def _facts(package: ModelPackage) -> list[tuple[str, str]]:
         ("Task", info.task),
         ("Estimates", "" if info.quantity is None else info.quantity.label),
         ("Trained on values", _range_text(info)),
+        ("Fuses", _fusion_text(info)),
         ("Encoder", _encoder_text(info)),
         *_backbone_facts(info),
         ("Architecture", f"{info.architecture}, {parameter_count:,} parameters"),
@@ -152,6 +154,16 @@ def _range_text(info: ModelInfo) -> str:
     quantity = info.quantity
     unit = f" {quantity.unit}" if quantity.unit else ""
     return f"{format_figures(quantity.low)} to {format_figures(quantity.high)}{unit}"
+
+
+def _fusion_text(info: ModelInfo) -> str:
+    """Which two images a model needs, and how much finer than the one the other has to be."""
+    if info.fine_bands is None:
+        return ""
+    return (
+        f"an image of {len(info.bands)} bands with one of {len(info.fine_bands)} whose pixels are "
+        f"{info.ratio} times finer"
+    )
 
 
 def _encoder_text(info: ModelInfo) -> str:
@@ -181,7 +193,8 @@ def _backbone_facts(info: ModelInfo) -> list[tuple[str, str]]:
 def _tiling_text(info: ModelInfo) -> str:
     tiling = info.tiling
     how = "blended over" if tiling.blend else "read with"
-    return f"{tiling.tile_size_px} px, {how} a margin of {tiling.halo_px} px"
+    of_what = "" if info.fine_bands is None else " of the coarse image"
+    return f"{tiling.tile_size_px} px{of_what}, {how} a margin of {tiling.halo_px} px"
 
 
 def _confidence_text(temperature: float) -> str:
@@ -225,6 +238,18 @@ def _band_rows(info: ModelInfo) -> list[dict[str, Any]]:
             "std": float(normalisation.std[band_index]),
         }
         for band_index in range(len(bands))
+    ]
+
+
+def _fine_rows(bands: BandTable | None) -> list[dict[str, Any]]:
+    """One row a band of the finer image that a model of two images reads."""
+    if bands is None:
+        return []
+    return [
+        {"number": number, "name": name, "wavelength_nm": wavelength_nm, "fwhm_nm": fwhm_nm}
+        for number, (name, wavelength_nm, fwhm_nm) in enumerate(
+            zip(bands.names, bands.wavelength_nm, bands.fwhm_nm, strict=True), start=1
+        )
     ]
 
 

@@ -171,6 +171,11 @@ class ModelInfo:
         _check_area(self.training_area)
         _check_period(self.training_period)
 
+    @property
+    def ratio(self) -> int | None:
+        """Fine pixels along one side of a coarse one; None for a model of one image."""
+        return None if self.fine_bands is None else int(self.config["ratio"])
+
     def _check_words(self) -> None:
         """Refuse names and identifiers that STAC or a file system would not take."""
         if not NAME_PATTERN.fullmatch(self.name):
@@ -231,6 +236,12 @@ class ModelInfo:
             raise PackageError(
                 f"The model {self.name!r} fuses two images but lists the bands of one.",
                 "A package needs the bands of the finer image too: train the model again.",
+            )
+        ratio = self.config.get("ratio")
+        if self.task == "super-resolution" and not (isinstance(ratio, int) and ratio >= 2):
+            raise PackageError(
+                f"The model {self.name!r} fuses two images at a ratio of {ratio}.",
+                "Among its settings there has to be one of 2 or more: train the model again.",
             )
         if self.task == "super-resolution" and self.classes:
             raise PackageError(

@@ -18,7 +18,12 @@ from engine.packages.metadata import Normalisation, Quantity
 from engine.packages.package import save_package
 from engine.packages.parts import ModelParts
 from engine.training.support_fit import fit_support
-from tests.engine.packages.factory import tiny_bands, tiny_info, tiny_state
+from tests.engine.packages.factory import (
+    fusion_facts,
+    tiny_bands,
+    tiny_info,
+    tiny_state,
+)
 
 HEIGHT, WIDTH = 17, 24
 
@@ -219,6 +224,16 @@ def test_a_model_of_a_quantity_says_what_it_estimates_and_in_which_range(describ
     assert "Estimates clay (%)" in text
     assert "Trained on values 4.000 to 61.25 %" in text
     assert "0.001230" in text  # a small unit needs more than three decimals
+
+
+def test_a_fusion_says_which_two_images_it_needs(describe, tmp_path):
+    info = tiny_info(**fusion_facts(), scores={"psnr_db": 31.25})
+    path = str(save_package(str(tmp_path / "fuser"), info, tiny_state()))
+    _, _, text, _ = describe(model=path)
+    assert "Fuses an image of 12 bands with one of 2 whose pixels are 3 times finer" in text
+    assert "64 px of the coarse image" in text
+    assert "1 band 1 560.0 36.0 2 near infrared 842.0 \u2013" in text
+    assert "31.25" in text
 
 
 def test_a_backbone_says_what_its_encoder_is(describe, tmp_path):

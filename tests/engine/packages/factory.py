@@ -72,6 +72,18 @@ def fine_bands() -> BandTable:
     )
 
 
+def fusion_facts() -> dict[str, Any]:
+    """What `tiny_info` says otherwise about a model of two images."""
+    config = {"hsi_channels": BAND_COUNT, "msi_channels": 2, "ratio": 3}
+    return {
+        "task": "super-resolution",
+        "classes": (),
+        "fine_bands": fine_bands(),
+        "config": config,
+        "architecture": "tiny-fuser",
+    }
+
+
 def tiny_info(**changes: Any) -> ModelInfo:
     info = ModelInfo(
         name="tiny-test",

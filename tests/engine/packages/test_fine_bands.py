@@ -16,7 +16,7 @@ from tests.engine.packages.factory import (
     BAND_COUNT,
     TinyFuser,
     TinyFuserConfig,
-    fine_bands,
+    fusion_facts,
     tiny_info,
 )
 
@@ -24,8 +24,7 @@ WEIGHTS = WeightsFile(sha256="ab" * 32, size_bytes=1234, parameter_count=39, mem
 
 
 def fusion_info(**changes):
-    fusion = {"task": "super-resolution", "classes": (), "fine_bands": fine_bands()}
-    return tiny_info(**fusion | changes)
+    return tiny_info(**fusion_facts() | changes)
 
 
 def written(**changes):
@@ -81,9 +80,19 @@ def test_a_fusion_with_classes_is_refused():
         fusion_info(classes=tiny_info().classes)
 
 
+@pytest.mark.parametrize("config", [{}, {"ratio": 1}, {"ratio": 2.5}, {"ratio": "3"}])
+def test_a_fusion_without_a_ratio_of_two_or_more_is_refused(config):
+    with pytest.raises(PackageError, match="at a ratio of"):
+        fusion_info(config=config)
+
+
+def test_the_ratio_of_a_model_of_one_image_is_none():
+    assert (fusion_info().ratio, tiny_info().ratio) == (3, None)
+
+
 def test_fine_bands_of_a_model_of_one_image_are_refused():
     with pytest.raises(PackageError, match="lists the bands of a second image"):
-        tiny_info(fine_bands=fine_bands())
+        tiny_info(fine_bands=fusion_facts()["fine_bands"])
 
 
 def test_an_input_that_is_missing_is_a_contradiction():

@@ -12,7 +12,7 @@ import pytest
 
 from engine.packages.item_text import EXTENSIONS, WeightsFile, item_text
 from engine.packages.metadata import Quantity
-from tests.engine.packages.factory import fine_bands, tiny_info
+from tests.engine.packages.factory import fusion_facts, tiny_info
 
 WEIGHTS = WeightsFile(sha256="ab" * 32, size_bytes=1234, parameter_count=39, memory_bytes=156)
 
@@ -31,7 +31,7 @@ VARIANTS = {
         "classes": (),
         "quantity": Quantity("soil organic carbon", "g/kg", 3.5, 61.0),
     },
-    "a fusion": {"task": "super-resolution", "classes": (), "fine_bands": fine_bands()},
+    "a fusion": fusion_facts(),
 }
 
 
