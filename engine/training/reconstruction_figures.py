@@ -97,7 +97,7 @@ def tile_figure(picture: TilePicture, bands: BandTable) -> Figure:
     grid = figure.subplots(len(composites), 3, squeeze=False)
     for row, (name, band_index) in zip(grid, composites, strict=True):
         measured = picture.reflectance[band_index].transpose(1, 2, 0)
-        low, high = _stretch(measured[picture.valid], together=name == TRUE_COLOUR)
+        low, high = stretch(measured[picture.valid], together=name == TRUE_COLOUR)
         shown = np.clip((measured - low) / (high - low), 0, 1)
         guessed = picture.reconstructed[band_index].transpose(1, 2, 0)
         guessed = np.clip((guessed - low) / (high - low), 0, 1)
@@ -151,7 +151,7 @@ def spectra_figure(pictures: Sequence[TilePicture], bands: BandTable) -> Figure:
             (picture.reconstructed, ":", "reconstructed"),
         ):
             spectrum = cube[:, pixels].mean(axis=1)
-            x, y = _with_gaps(bands.wavelength_nm, spectrum, picture.band_present)
+            x, y = with_gaps(bands.wavelength_nm, spectrum, picture.band_present)
             color = f"C{number}"
             axes.plot(x, y, style, color=color, lw=1.3, label=f"{label}, token {number + 1}")
     axes.set_xlabel("wavelength, nm", color=INK)
@@ -198,7 +198,7 @@ def _nearest(bands: BandTable, present: NDArray[np.bool_], wavelength_nm: float)
     return band if distance_nm[band] <= COLOUR_REACH_NM else None
 
 
-def _stretch(
+def stretch(
     values: NDArray[np.float32], *, together: bool
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Lowest and highest shown value of (N, 3), one for each colour or for all together."""
@@ -229,7 +229,7 @@ def _spread(count: int, wanted: int) -> list[int]:
     return [int(i) for i in np.unique(np.linspace(0, count - 1, min(count, wanted)).astype(int))]
 
 
-def _with_gaps(
+def with_gaps(
     wavelength_nm: NDArray[np.float64],
     spectrum: NDArray[np.float32],
     present: NDArray[np.bool_],

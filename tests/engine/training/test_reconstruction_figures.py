@@ -9,11 +9,11 @@ from engine.training.masked_fit import FitHistory
 from engine.training.reconstruction_figures import (
     MASK_GREY,
     _hidden_tokens,
-    _with_gaps,
     colour_composites,
     curves_figure,
     spectra_figure,
     tile_figure,
+    with_gaps,
 )
 from engine.training.tile_plan import Anchor
 
@@ -81,7 +81,7 @@ def test_spectra_are_those_of_hidden_tokens():
 
 def test_lines_break_where_nothing_was_measured():
     wavelength_nm = np.concatenate([np.arange(400, 700, 10.0), np.arange(900, 1000, 10.0)])[::-1]
-    x, y = _with_gaps(wavelength_nm, np.ones(40, np.float32), np.ones(40, bool))
+    x, y = with_gaps(wavelength_nm, np.ones(40, np.float32), np.ones(40, bool))
     assert np.flatnonzero(np.isnan(x)).tolist() == np.flatnonzero(np.isnan(y)).tolist() == [30]
     assert np.nanmin(np.diff(x)) > 0
 
