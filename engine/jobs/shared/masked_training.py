@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from lightning_fabric import Fabric
@@ -236,10 +236,26 @@ def open_checkpoint(
     """
     settings = request.model_dump(mode="json", exclude=set(_FREE_SETTINGS))
     scene_texts = [f"{s.name} {s.width}x{s.height} {len(s.band_sources)}" for s in scenes]
-    checkpoint = RunCheckpoint.beside(
-        request.output, {**settings, "input": scene_texts, **identities}
-    )
-    if not request.resume:
+    settings = {**settings, "input": scene_texts, **identities}
+    return find_checkpoint(request.output, settings, request.resume, feedback)
+
+
+def find_checkpoint(
+    output: str, settings: Mapping[str, Any], resume: bool, feedback: Feedback
+) -> tuple[RunCheckpoint, RunState | None]:
+    """Find the state that an interrupted run has left beside its output, if it is wanted.
+
+    Args:
+        output: of the run.
+        settings: all that decides the result, by the names that the user knows; plain values.
+        resume: whether to go on from the state.
+        feedback: told where the run goes on, or that it begins anew.
+
+    Raises:
+        TrainingError: the state is of another run, or damaged.
+    """
+    checkpoint = RunCheckpoint.beside(output, settings)
+    if not resume:
         if checkpoint.path.exists():
             feedback.warning(
                 f"{checkpoint.path} of an interrupted run will be replaced: this run begins anew. "

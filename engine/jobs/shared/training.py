@@ -268,7 +268,7 @@ def shareable(request: JobRequest) -> dict[str, Any]:
     values: dict[str, Any] = json.loads(request.model_dump_json(exclude_none=True))
     for key in (
         "input", "training", "output", "report", "backbone", "bands", "teacher", "responses",
-        "targets", "adapted",
+        "targets", "adapted", "hyperspectral", "multispectral", "response", "multispectral_bands",
     ):  # fmt: skip
         if key in values:
             values[key] = name_only(values[key])
