@@ -12,6 +12,7 @@ from .engine_client import EngineClient
 from .engine_process import EngineCommand
 from .environment import EngineFinder, EngineMissingError, clean_environment
 from .model_catalogue import (
+    AUTOMATIC,
     CHECKPOINT_SUFFIXES,
     METADATA_NAME,
     USES,
@@ -85,8 +86,11 @@ class EngineSession:
             use: what for, a word of `USES`.
         """
         wanted, installed = USES[use], self.models()
+        if wanted.automatic and name_or_path == AUTOMATIC:
+            return ""
         names = ", ".join(model.name for model in installed if wanted.accepts(model)) or "none"
-        remedy = f"Choose an installed one ({names}) or {_path_words(wanted)}."
+        automatic = f"{AUTOMATIC}, " if wanted.automatic else ""
+        remedy = f"Choose {automatic}an installed one ({names}) or {_path_words(wanted)}."
         path = Path(name_or_path).expanduser()
         model = _find_model(name_or_path, installed, path)
         if model is None:

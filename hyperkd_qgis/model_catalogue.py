@@ -16,6 +16,8 @@ from typing import Any
 
 METADATA_NAME = "model.json"
 MODELS_VARIABLE = "HYPERKD_MODELS"
+AUTOMATIC = "auto"
+"""In place of a model's name: the engine takes one that fits."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,8 @@ class ModelUse:
         architectures: of packages that serve, whatever their task.
         takes_checkpoints: whether a file of weights serves too, without a package around it.
         favourite: architecture that is rather taken when nothing is chosen.
+        automatic: what `AUTOMATIC` is called in lists, where the engine may choose; empty where
+            it may not.
     """
 
     noun: str
@@ -59,6 +63,7 @@ class ModelUse:
     architectures: tuple[str, ...] = ()
     takes_checkpoints: bool = False
     favourite: str = ""
+    automatic: str = ""
 
     def accepts(self, model: InstalledModel) -> bool:
         """Say whether a package serves; of one that does not say what it is, the engine will."""
@@ -74,6 +79,7 @@ class ModelUse:
 
 # what a package is, by its architecture, for people who chose it for something else
 _KINDS = {
+    "csakd-fuser": "a model that fuses images",
     "galileo": "a foundation model",
     "prithvi-mae": "a foundation model",
     "hyperkd-backbone": "a distilled backbone, to train a classifier or a regression with",
@@ -99,6 +105,12 @@ USES: dict[str, ModelUse] = {
         "backbone", architectures=("hyperkd-backbone", "hyperkd-classifier", "hyperkd-regressor")
     ),
     "teacher": ModelUse("teacher", architectures=_FOUNDATIONS, takes_checkpoints=True),
+    "fusion": ModelUse(
+        "model that fuses images",
+        tasks=("super-resolution",),
+        favourite="csakd-fuser",
+        automatic="Automatic: one that fits the images",
+    ),
 }
 """By the word that a parameter carries to its widget."""
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from ..layers import CLASSES, SHARE, ResultLook
+from ..layer_styles import CLASSES, SHARE
+from ..layers import ResultLook
 from .prediction import ClassPrediction
 
 

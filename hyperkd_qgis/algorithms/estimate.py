@@ -7,7 +7,8 @@ from typing import ClassVar
 
 from qgis.core import QgsProcessingParameterDefinition, QgsProcessingParameterRasterDestination
 
-from ..layers import VALUES, ResultLook
+from ..layer_styles import VALUES
+from ..layers import ResultLook
 from .prediction import ScenePrediction
 
 

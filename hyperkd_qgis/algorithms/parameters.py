@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from qgis.core import (
     QgsProcessing,
@@ -37,6 +37,7 @@ SMALL_DECIMALS = 9
 _GUI = f"{__name__.rsplit('.', 2)[0]}.gui"
 MODEL_WIDGET = f"{_GUI}.model_widget.ModelWidgetWrapper"
 FIELD_WIDGET = f"{_GUI}.field_widget.FieldWidgetWrapper"
+WORD_WIDGET = f"{_GUI}.word_widget.WordWidgetWrapper"
 
 
 def advanced(definition: QgsProcessingParameterDefinition) -> QgsProcessingParameterDefinition:
@@ -145,6 +146,27 @@ def choice(name: str, title: str, options: Sequence[str]) -> QgsProcessingParame
 def text(name: str, title: str, default: str | None = None) -> QgsProcessingParameterDefinition:
     """Ask for a text that may stay empty."""
     return QgsProcessingParameterString(name, title, defaultValue=default, optional=True)
+
+
+def words(
+    name: str, title: str, usual: Mapping[str, str], suffix: str = ""
+) -> QgsProcessingParameterDefinition:
+    """Ask for a text for which some words are usual; the first of them is the default.
+
+    Args:
+        name: of the parameter.
+        title: for people.
+        usual: words, each with its title in the dialog's list.
+        suffix: of files that may be named instead, without the dot; empty for none.
+    """
+    definition = QgsProcessingParameterString(
+        name, title, defaultValue=next(iter(usual)), optional=True
+    )
+    listed = [list(pair) for pair in usual.items()]
+    definition.setMetadata(
+        {"widget_wrapper": {"class": WORD_WIDGET, "words": listed, "suffix": suffix}}
+    )
+    return definition
 
 
 def switch(name: str, title: str) -> QgsProcessingParameterDefinition:

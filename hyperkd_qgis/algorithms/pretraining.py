@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from qgis.core import QgsProcessingOutputDefinition, QgsProcessingParameterDefinition
 
 from . import parameters as make
-from .base import EngineAlgorithm
+from .resumable import ResumableTraining
 from .values import ValueReader
 
 DEFAULT_EPOCHS = 200
 DEFAULT_VALIDATION = 0.2
 DEFAULT_MASK_RATIO = 0.75
 MAX_GPUS = 64
-CHECKPOINT_SUFFIX = ".checkpoint.safetensors"
 
 SCORES = {
     "PSNR_DB": "Peak signal-to-noise ratio of hidden places (dB)",
@@ -28,7 +26,7 @@ SCORES = {
 }
 
 
-class Pretraining(EngineAlgorithm):
+class Pretraining(ResumableTraining):
     """Trains an encoder on scenes alone, by hiding parts of them."""
 
     section = ("backbones", "Backbones")
@@ -55,7 +53,7 @@ class Pretraining(EngineAlgorithm):
         yield make.html_report("REPORT", self.tr("Report"))
 
     def _define_advanced(self) -> Iterable[QgsProcessingParameterDefinition]:
-        yield make.switch("RESUME", self.tr("Go on with a run that was interrupted"))
+        yield self.resume_parameter()
         yield make.number(
             "MASK_RATIO",
             self.tr("Share of each tile that is hidden"),
@@ -83,19 +81,4 @@ class Pretraining(EngineAlgorithm):
 
     def find_problem(self, values: ValueReader) -> str:
         """Check that there is a place from which an interrupted run can go on."""
-        if values.flag("RESUME") and "OUTPUT" not in values.output_paths():
-            return self.tr(
-                "A run can only go on when its OUTPUT is the same file as before: name that file, "
-                "or switch RESUME off."
-            )
-        return ""
-
-    def cancelled_text(self, request: dict[str, Any]) -> str:
-        """Say where the checkpoint is, when there is one."""
-        checkpoint = Path(f"{request['output']}{CHECKPOINT_SUFFIX}")
-        if not checkpoint.is_file():
-            return super().cancelled_text(request)
-        return self.tr(
-            "Cancelled. What was learnt until now is in {checkpoint}: run again with the same "
-            "settings and RESUME to go on from there."
-        ).format(checkpoint=checkpoint)
+        return self.resume_problem(values)

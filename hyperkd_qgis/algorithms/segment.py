@@ -7,7 +7,8 @@ from typing import ClassVar
 
 from qgis.core import QgsProcessingParameterDefinition
 
-from ..layers import CLASS_POLYGONS, CLASSES, SHARE, ResultLook
+from ..layer_styles import CLASS_POLYGONS, CLASSES, SHARE
+from ..layers import ResultLook
 from . import parameters as make
 from .prediction import MAX_TILE_PX, ClassPrediction
 

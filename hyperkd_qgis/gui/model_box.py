@@ -2,90 +2,50 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from qgis.PyQt.QtCore import QCoreApplication
+from qgis.PyQt.QtWidgets import QFileDialog, QMenu, QToolButton, QWidget
 
-from qgis.PyQt.QtCore import QCoreApplication, Qt, pyqtSignal
-from qgis.PyQt.QtWidgets import (
-    QComboBox,
-    QFileDialog,
-    QHBoxLayout,
-    QMenu,
-    QSizePolicy,
-    QToolButton,
-    QWidget,
-)
-
-from ..model_catalogue import CHECKPOINT_SUFFIXES, InstalledModel
-
-MIN_WIDTH_CHARACTERS = 24
+from ..model_catalogue import AUTOMATIC, CHECKPOINT_SUFFIXES, InstalledModel
+from .choice_box import ChoiceBox
 
 
-class ModelBox(QWidget):
+class ModelBox(ChoiceBox):
     """A list of installed packages by title, which also takes a typed path, and a browse button.
 
     Args:
         models: installed packages.
         optional: whether the choice may stay empty.
         checkpoints: whether a file of weights without a package may be chosen too.
+        automatic: title of an entry that leaves the choice to the engine; empty for none.
         parent: of the widget.
     """
-
-    changed = pyqtSignal()
 
     def __init__(
         self,
         models: list[InstalledModel],
         optional: bool = False,
         checkpoints: bool = False,
+        automatic: str = "",
         parent: QWidget | None = None,
     ) -> None:
         super().__init__(parent)
         self._checkpoints = checkpoints
-        self.combo = QComboBox(self)
-        self.combo.setEditable(True)
-        self.combo.setInsertPolicy(QComboBox.InsertPolicy.NoInsert)
-        self.combo.setMinimumContentsLength(MIN_WIDTH_CHARACTERS)
-        self.combo.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
-        self._fill(models, optional)
-        self.button = QToolButton(self)
-        self.button.setText("…")
-        self.button.setToolTip(_tr("Choose a file or a folder"))
+        self._fill(models, optional, automatic)
+        self.button = self.add_button(_tr("Choose a file or a folder"))
         self.button.setPopupMode(QToolButton.ToolButtonPopupMode.InstantPopup)
         self.button.setMenu(self._make_menu())
-        layout = QHBoxLayout(self)
-        layout.setContentsMargins(0, 0, 0, 0)
-        layout.addWidget(self.combo)
-        layout.addWidget(self.button)
-        self.combo.editTextChanged.connect(self._tell_change)
-        self.setFocusProxy(self.combo)
-
-    def value(self) -> str:
-        """Read the name of an installed package, or the path that was typed."""
-        text = self.combo.currentText().strip()
-        index = self.combo.findText(text, Qt.MatchFlag.MatchFixedString)
-        name = self.combo.itemData(index) if index >= 0 else None
-        return text if name is None else str(name)
-
-    def set_value(self, value: str | None) -> None:
-        """Choose a package by its name, or show a path."""
-        text = value or ""
-        index = self.combo.findData(text)
-        if index >= 0:
-            self.combo.setCurrentIndex(index)
-        else:
-            self.combo.setEditText(text)
 
     def choose_zip(self) -> None:
         """Ask for a package that is a zip file."""
         path, _ = QFileDialog.getOpenFileName(
-            self, _tr("Model package"), self._start_folder(), _tr("Model packages (*.zip)")
+            self, _tr("Model package"), self.start_folder(), _tr("Model packages (*.zip)")
         )
         if path:
             self.set_value(path)
 
     def choose_folder(self) -> None:
         """Ask for a package that is a folder."""
-        path = QFileDialog.getExistingDirectory(self, _tr("Model package"), self._start_folder())
+        path = QFileDialog.getExistingDirectory(self, _tr("Model package"), self.start_folder())
         if path:
             self.set_value(path)
 
@@ -93,18 +53,18 @@ class ModelBox(QWidget):
         """Ask for a file of weights."""
         suffixes = " ".join(f"*{suffix}" for suffix in CHECKPOINT_SUFFIXES)
         path, _ = QFileDialog.getOpenFileName(
-            self, _tr("Checkpoint"), self._start_folder(), f"{_tr('Checkpoints')} ({suffixes})"
+            self, _tr("Checkpoint"), self.start_folder(), f"{_tr('Checkpoints')} ({suffixes})"
         )
         if path:
             self.set_value(path)
 
-    def _fill(self, models: list[InstalledModel], optional: bool) -> None:
+    def _fill(self, models: list[InstalledModel], optional: bool, automatic: str) -> None:
         if optional:
-            self.combo.addItem("", "")
+            self.add_choice("", "")
+        if automatic:
+            self.add_choice(AUTOMATIC, automatic)
         for model in models:
-            self.combo.addItem(model.title, model.name)
-            tooltip = f"{model.name}\n{model.path}"
-            self.combo.setItemData(self.combo.count() - 1, tooltip, Qt.ItemDataRole.ToolTipRole)
+            self.add_choice(model.name, model.title, tooltip=f"{model.name}\n{model.path}")
         self.combo.lineEdit().setPlaceholderText(
             _tr("[none]") if optional else _tr("Name of a model, or a path")
         )
@@ -125,13 +85,6 @@ class ModelBox(QWidget):
 
     def _on_checkpoint(self) -> None:
         self.choose_checkpoint()
-
-    def _tell_change(self) -> None:
-        self.changed.emit()
-
-    def _start_folder(self) -> str:
-        path = Path(self.value()).expanduser()
-        return str(path.parent) if self.value() and path.exists() else ""
 
 
 def _tr(text: str) -> str:

@@ -20,7 +20,7 @@ class ModelWidgetWrapper(DialogWrapper):
         wanted = USES[use]
         models = installed_models(packaged_folder(PLUGIN_FOLDER), user_folder())
         serving = [model for model in models if wanted.accepts(model)]
-        box = ModelBox(serving, self.is_optional, wanted.takes_checkpoints)
+        box = ModelBox(serving, self.is_optional, wanted.takes_checkpoints, wanted.automatic)
         box.setToolTip(self.parameterDefinition().toolTip())
         box.changed.connect(self.tell_change)
         return box

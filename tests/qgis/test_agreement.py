@@ -15,14 +15,17 @@ ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = {
     "adaptbackbone": "adapt_backbone",
     "assessaccuracy": "assess_accuracy",
+    "assessfusion": "assess_fusion",
     "checkengine": "check_engine",
     "classify": "classify",
     "describemodel": "describe_model",
     "distillbackbone": "distill_backbone",
     "estimate": "estimate",
+    "fuse": "fuse",
     "pretrainteacher": "pretrain_teacher",
     "segment": "segment",
     "trainclassifier": "train_classifier",
+    "trainfusion": "train_fusion",
     "trainregression": "train_regression",
     "trainsegmentation": "train_segmentation",
 }
@@ -110,7 +113,7 @@ def requests_of(name, definitions):
     whole = {name: chosen[0] for name, chosen in values.items()}
     varied = [{**whole, name: value} for name, chosen in values.items() for value in chosen]
     needed = {item.name().lower() for item in definitions if not is_optional(item)}
-    if name in ("checkengine", "describemodel"):
+    if name in ("assessfusion", "checkengine", "describemodel"):
         needed.add("report")  # which has a place of its own when none is chosen
     return [*varied, {name: value for name, value in whole.items() if name in needed}]
 
@@ -133,7 +136,7 @@ def test_both_sides_have_the_same_defaults(answers, algorithm, name):
 
 
 def test_both_sides_look_for_the_checkpoint_at_one_place(plugin):
-    from hyperkd.hyperkd_qgis.algorithms.pretraining import CHECKPOINT_SUFFIX
+    from hyperkd.hyperkd_qgis.algorithms.resumable import CHECKPOINT_SUFFIX
 
     source = (ROOT / "engine" / "training" / "run_checkpoint.py").read_text(encoding="utf-8")
     assert f'SUFFIX = "{CHECKPOINT_SUFFIX}"' in source

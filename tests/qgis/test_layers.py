@@ -103,7 +103,7 @@ def test_legend_of_an_estimate_is_continuous_and_titled(plugin, scene, project, 
     ("most", "shown"), [(12345.6, "12,346"), (94.5, "94.5"), (88.149673, "88.15"), (0.05, "0.05")]
 )
 def test_legend_has_as_many_digits_as_the_range_is_worth(plugin, most, shown):
-    from hyperkd.hyperkd_qgis.layers import _legend_settings
+    from hyperkd.hyperkd_qgis.layer_styles import _legend_settings
     from qgis.core import QgsNumericFormatContext
 
     settings = _legend_settings(most, "g/kg")
@@ -111,7 +111,7 @@ def test_legend_has_as_many_digits_as_the_range_is_worth(plugin, most, shown):
 
 
 def test_range_of_a_style_file_counts_for_an_estimate(plugin, scene_path):
-    from hyperkd.hyperkd_qgis.layers import ramp_renderer, style_values
+    from hyperkd.hyperkd_qgis.layer_styles import ramp_renderer, style_values
     from qgis.core import QgsRasterLayer
 
     layer = QgsRasterLayer(scene_path, "scene")
@@ -123,7 +123,7 @@ def test_range_of_a_style_file_counts_for_an_estimate(plugin, scene_path):
 
 
 def test_an_estimate_of_one_value_everywhere_keeps_qgis_own_style(plugin, scene_path):
-    from hyperkd.hyperkd_qgis.layers import style_values
+    from hyperkd.hyperkd_qgis.layer_styles import style_values
     from qgis.core import QgsRasterLayer
 
     layer = QgsRasterLayer(scene_path, "scene")  # each band is filled with one value
@@ -133,7 +133,7 @@ def test_an_estimate_of_one_value_everywhere_keeps_qgis_own_style(plugin, scene_
 
 
 def test_a_file_that_is_gone_has_no_quantity(plugin, tmp_path):
-    from hyperkd.hyperkd_qgis.layers import Quantity, read_quantity
+    from hyperkd.hyperkd_qgis.layer_styles import Quantity, read_quantity
 
     assert read_quantity(str(tmp_path / "gone.tif")) == Quantity()
 
@@ -173,7 +173,7 @@ def test_a_name_that_the_user_chose_stays(plugin, scene, project, qtbot, monkeyp
 
 
 def test_a_style_file_wins(plugin, scene_path, project, tiny, tmp_path):
-    from hyperkd.hyperkd_qgis.layers import style_share
+    from hyperkd.hyperkd_qgis.layer_styles import style_share
     from qgis.core import QgsRasterLayer, QgsSingleBandPseudoColorRenderer
 
     layer = QgsRasterLayer(scene_path, "scene")
@@ -260,7 +260,7 @@ def polygons(plugin, scene_path, tmp_path):
 
 
 def test_polygons_that_have_a_style_of_their_own_keep_it(polygons):
-    from hyperkd.hyperkd_qgis.layers import style_class_polygons
+    from hyperkd.hyperkd_qgis.layer_styles import style_class_polygons
     from qgis.core import QgsCategorizedSymbolRenderer
 
     layer, map_path = polygons
@@ -270,7 +270,7 @@ def test_polygons_that_have_a_style_of_their_own_keep_it(polygons):
 
 
 def test_polygons_whose_map_is_gone_keep_qgis_own_style(polygons, tmp_path):
-    from hyperkd.hyperkd_qgis.layers import style_class_polygons
+    from hyperkd.hyperkd_qgis.layer_styles import style_class_polygons
 
     layer, _ = polygons
     style_class_polygons(layer, str(tmp_path / "gone.tif"))
@@ -278,7 +278,7 @@ def test_polygons_whose_map_is_gone_keep_qgis_own_style(polygons, tmp_path):
 
 
 def test_a_class_map_without_classes_colours_no_polygons(polygons, scene_path):
-    from hyperkd.hyperkd_qgis.layers import style_class_polygons
+    from hyperkd.hyperkd_qgis.layer_styles import style_class_polygons
 
     layer, _ = polygons
     style_class_polygons(layer, scene_path)

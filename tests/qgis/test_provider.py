@@ -14,6 +14,10 @@ from qgis.core import (
 
 ROOT = Path(__file__).resolve().parents[2]
 
+ALIGNMENT = (
+    "RATIO:number?+ SHIFT:string?+ MAX_SHIFT:number+ RESPONSE:string?+ BANDS:file?+ "
+    "MULTISPECTRAL_BANDS:file?+"
+)
 # Fixed for ever: name, type, "?" optional, "+" advanced.
 PARAMETERS = {
     "adaptbackbone": (
@@ -25,6 +29,10 @@ PARAMETERS = {
         "ATTRIBUTION:string?+ OUTPUT:fileDestination REPORT:fileDestination?"
     ),
     "assessaccuracy": "INPUT:raster REFERENCE:layer CLASS_FIELD:field? REPORT:fileDestination?",
+    "assessfusion": (
+        "INPUT:raster REFERENCE:raster? HYPERSPECTRAL:raster? MULTISPECTRAL:raster? "
+        f"{ALIGNMENT} REPORT:fileDestination?"
+    ),
     "checkengine": "REPORT:fileDestination?",
     "classify": (
         "INPUT:raster MODEL:string MASK:source? EXTENT:extent? BANDS:file?+ DEVICE:enum+ "
@@ -47,6 +55,12 @@ PARAMETERS = {
         "INPUT:raster MODEL:string MASK:source? EXTENT:extent? BANDS:file?+ DEVICE:enum+ "
         "REQUIRE_GPU:boolean+ TILE_SIZE:number?+ PRECISION:enum+ OUTPUT:rasterDestination"
     ),
+    "fuse": (
+        "HYPERSPECTRAL:raster MULTISPECTRAL:raster METHOD:enum MODEL:string EXTENT:extent? "
+        f"BACK_PROJECTION:boolean {ALIGNMENT} DATA_TYPE:enum+ TILE_SIZE:number?+ DEVICE:enum+ "
+        "REQUIRE_GPU:boolean+ PRECISION:enum+ OUTPUT:rasterDestination "
+        "CONSISTENCY:rasterDestination? REPORT:fileDestination?"
+    ),
     "pretrainteacher": (
         "INPUT:multilayer PRESET:enum EPOCHS:number RESUME:boolean+ MASK_RATIO:number+ "
         "BATCH_SIZE:number?+ LEARNING_RATE:number?+ VALIDATION:number+ SEED:number+ BANDS:file?+ "
@@ -64,6 +78,13 @@ PARAMETERS = {
     "trainclassifier": (
         "INPUT:multilayer TRAINING:layer CLASS_FIELD:field? BACKBONE:string? EPOCHS:number "
         "VALIDATION:number FREEZE_BACKBONE:boolean+ SEED:number+ DEVICE:enum+ "
+        "OUTPUT:fileDestination REPORT:fileDestination?"
+    ),
+    "trainfusion": (
+        "HYPERSPECTRAL:multilayer MULTISPECTRAL:multilayer PRESET:enum EPOCHS:number? "
+        f"VALIDATION:number RESUME:boolean+ {ALIGNMENT} START:enum?+ DISTILLATION:enum?+ "
+        "FUSION:enum?+ SEED:number+ DEVICE:enum+ REQUIRE_GPU:boolean+ PRECISION:enum+ "
+        "TITLE:string?+ DESCRIPTION:string?+ LICENCE:string?+ ATTRIBUTION:string?+ "
         "OUTPUT:fileDestination REPORT:fileDestination?"
     ),
     "trainregression": (
@@ -87,17 +108,28 @@ SCORES = ["OVERALL_ACCURACY", "BALANCED_ACCURACY", "KAPPA", "F1_MACRO", "IOU_MAC
 RECONSTRUCTION = [
     f"{name}{part}" for part in ("", "_WHOLE") for name in ("PSNR_DB", "SSIM", "SPECTRAL_ANGLE_DEG")
 ]
+SHIFT, CONSISTENCY = ["SHIFT_X", "SHIFT_Y"], ["CONSISTENCY_HSI", "CONSISTENCY_MSI"]
+FUSION = ["PSNR_DB", "SAM_DEG", "ERGAS"]
 OUTPUTS = {
     "adaptbackbone": ["OUTPUT", "REPORT", *RECONSTRUCTION, "TRAINABLE_PARAMETERS"],
     "assessaccuracy": ["REPORT", *SCORES],
+    "assessfusion": ["REPORT", *FUSION, "RMSE", "UIQI", "Q2N", *CONSISTENCY],
     "checkengine": ["REPORT", "TEXT"],
     "classify": ["OUTPUT", "CONFIDENCE", "PROBABILITIES", "SUPPORT"],
     "describemodel": ["REPORT"],
     "distillbackbone": ["OUTPUT", "REPORT", *RECONSTRUCTION],
     "estimate": ["OUTPUT"],
+    "fuse": ["OUTPUT", "CONSISTENCY", "REPORT", *SHIFT, *CONSISTENCY],
     "pretrainteacher": ["OUTPUT", "REPORT", *RECONSTRUCTION],
     "segment": ["OUTPUT", "CONFIDENCE", "PROBABILITIES", "SUPPORT", "POLYGONS"],
     "trainclassifier": ["OUTPUT", "REPORT", *SCORES],
+    "trainfusion": [
+        *("OUTPUT", "REPORT"),
+        *FUSION,
+        *("TEACHER_PSNR_DB", "BEST_CLASSICAL_PSNR_DB"),
+        *SHIFT,
+        "PARAMETERS",
+    ],
     "trainregression": ["OUTPUT", "REPORT", "RMSE", "MAE", "R2"],
     "trainsegmentation": ["OUTPUT", "REPORT", *SCORES, "ECE", "TRAINABLE_PARAMETERS"],
 }
@@ -159,6 +191,34 @@ def test_most_people_need_six_parameters_to_distil(algorithm):
     definitions = algorithm("distillbackbone").parameterDefinitions()
     plain = [item.name() for item in definitions if "+" not in describe(item)]
     assert plain == ["INPUT", "TEACHER", "PRESET", "EPOCHS", "OUTPUT", "REPORT"]
+
+
+FUSING = {
+    "METHOD": ["csakd", "bicubic", "gsa", "glphs", "cnmf"],
+    "DATA_TYPE": ["int16", "float32"],
+}
+
+
+@pytest.mark.parametrize("parameter", sorted(FUSING))
+def test_choices_of_fusing_begin_with_the_default(algorithm, parameter):
+    definition = algorithm("fuse").parameterDefinition(parameter)
+    assert definition.usesStaticStrings()
+    assert definition.options() == FUSING[parameter]
+    assert definition.defaultValue() == FUSING[parameter][0]
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        ("fuse", "HYPERSPECTRAL MULTISPECTRAL METHOD MODEL EXTENT BACK_PROJECTION"),
+        ("trainfusion", "HYPERSPECTRAL MULTISPECTRAL PRESET EPOCHS VALIDATION"),
+        ("assessfusion", "INPUT REFERENCE HYPERSPECTRAL MULTISPECTRAL"),
+    ],
+)
+def test_how_images_fit_is_folded_away(algorithm, name, wanted):
+    definitions = algorithm(name).parameterDefinitions()
+    plain = [item for item in definitions if "+" not in describe(item)]
+    assert [item.name() for item in plain if not item.isDestination()] == wanted.split()
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -232,7 +292,7 @@ def test_icons_differ(plugin):
 def test_every_file_of_the_folder_is_an_algorithm(plugin):
     from hyperkd.hyperkd_qgis.algorithms import algorithm_classes
 
-    shared = {"prediction", "pretraining", "training"}
+    shared = {"pairs", "prediction", "pretraining", "resumable", "training"}
     helpers = {"__init__", "base", "parameters", "values", *shared}
     files = {path.stem for path in (ROOT / "hyperkd_qgis" / "algorithms").glob("*.py")}
     assert {found.command for found in algorithm_classes()} == files - helpers

@@ -179,7 +179,7 @@ def test_estimate_has_the_grid_the_unit_and_a_ramp(regression, place, tmp_path):
         "hyperkd:estimate",
         {"INPUT": str(place / "scene.tif"), "MODEL": regression["OUTPUT"], "OUTPUT": output},
     )
-    from hyperkd.hyperkd_qgis.layers import read_quantity
+    from hyperkd.hyperkd_qgis.layer_styles import read_quantity
 
     scene, layer = (QgsRasterLayer(path, "x") for path in (str(place / "scene.tif"), output))
     assert (layer.width(), layer.height(), layer.bandCount()) == (WIDTH, HEIGHT, 1)

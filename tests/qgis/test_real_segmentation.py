@@ -243,7 +243,7 @@ def test_small_polygons_can_be_left_out(trained, segmented, place, tmp_path):
 
 
 def test_polygons_arrive_in_the_maps_colours(segmented):
-    from hyperkd.hyperkd_qgis.layers import style_class_polygons, style_classes
+    from hyperkd.hyperkd_qgis.layer_styles import style_class_polygons, style_classes
 
     class_map = QgsRasterLayer(segmented["OUTPUT"], "map")
     style_classes(class_map)

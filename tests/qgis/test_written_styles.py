@@ -99,7 +99,7 @@ def test_qgis_reads_the_colours_of_polygons(written, qgis_app, ending):
 
 
 def test_the_outline_is_as_thin_and_dark_as_the_plugin_draws_it(written, plugin):
-    from hyperkd.hyperkd_qgis.layers import polygon_symbol
+    from hyperkd.hyperkd_qgis.layer_styles import polygon_symbol
     from qgis.PyQt.QtGui import QColor
 
     layer = QgsVectorLayer(str(written / "v.gpkg"), "polygons")
