@@ -1,0 +1,175 @@
+"""How well a hyperspectral image explains a degraded multispectral one: what is looked for by eye.
+
+Shift and point spread are found by it without knowing the response: at the right ones, linear
+combinations of the hyperspectral bands come nearest to the multispectral image. Both lose their
+local mean first, so that edges count and haze does not (ours; Simões et al. 2015 find the
+response and then the spread by least squares, to the same end).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import avg_pool2d, grid_sample, max_pool2d
+
+from engine.models.fusion.degradation import PointSpread
+from engine.models.fusion.method import ImagePair
+
+# More pixels make shift and spread no more exact than the images are.
+_MAX_PX = 36_000
+# The hyperspectral image in this many components: what lies beyond is mostly noise.
+_COMPONENTS = 10
+# Coarse pixels to each side of the local mean that is taken away.
+_LOCAL_PX = 2
+# Of fewer pixels nothing can be said.
+MIN_PX = 60
+
+
+@dataclass(frozen=True, eq=False)
+class _Chip:
+    """One chip, ready to be compared.
+
+    Args:
+        components: (1, K, h, w) float32, without their local mean.
+        usable: (h, w) bool, True where they are known.
+        blurred: (1, M, h*r, w*r) float32 as the coarse sensor sees it around each fine pixel.
+        fine_valid: (1, 1, h*r, w*r) float32, 1 where a whole block around is valid.
+    """
+
+    components: Tensor
+    usable: Tensor
+    blurred: Tensor
+    fine_valid: Tensor
+
+
+class Agreement:
+    """What part of the multispectral image the hyperspectral one explains, for any shift.
+
+    Args:
+        sample: pairs of one ratio and the same bands.
+        spread: how the coarse sensor sees; see `with_spread` for another.
+    """
+
+    def __init__(self, sample: Sequence[ImagePair], spread: PointSpread) -> None:
+        self.ratio = spread.ratio
+        self._pairs = list(_few(sample))
+        basis, mean = _leading(self._pairs)
+        self._components = [_project(pair, basis, mean) for pair in self._pairs]
+        self._chips: list[_Chip] = []
+        self.with_spread(spread)
+
+    @property
+    def coarse_shape(self) -> tuple[int, int]:
+        """Height and width of the largest chip, coarse pixels."""
+        shapes = [chip.usable.shape for chip in self._chips]
+        return max(int(shape[0]) for shape in shapes), max(int(shape[1]) for shape in shapes)
+
+    def with_spread(self, spread: PointSpread) -> Agreement:
+        """Compare with another point spread from now on."""
+        self._chips = [
+            _Chip(values, usable, *_seen(pair, spread))
+            for pair, (values, usable) in zip(self._pairs, self._components, strict=True)
+        ]
+        return self
+
+    def unexplained(self, x_px: float = 0.0, y_px: float = 0.0) -> float:
+        """The share of the multispectral image's variance that is left, mean over its bands.
+
+        Args:
+            x_px: coarse pixels that the multispectral content lies to the right.
+            y_px: the same down.
+
+        Returns:
+            0 (explained whole) to about 1, corrected for what chance explains; NaN when too few
+            pixels are left to say.
+        """
+        explaining, explained = [], []
+        for chip in self._chips:
+            values, valid = _sampled(chip, self.ratio, x_px, y_px)
+            detail, whole = _without_local_mean(values, valid)
+            use = whole[0] & chip.usable
+            explaining.append(chip.components[0][:, use])
+            explained.append(detail[0][:, use])
+        return _left_over(torch.cat(explaining, 1).double(), torch.cat(explained, 1).double())
+
+
+def _few(sample: Sequence[ImagePair]) -> Iterator[ImagePair]:
+    """Single pairs, every n-th of them when they are many, in one place a pair."""
+    singles = [
+        ImagePair(
+            pair.hsi[i : i + 1],
+            pair.msi[i : i + 1],
+            pair.hsi_valid[i : i + 1],
+            pair.msi_valid[i : i + 1],
+        )
+        for pair in sample
+        for i in range(len(pair.hsi))
+    ]
+    total = sum(pair.hsi_valid.numel() for pair in singles)
+    kept = min(len(singles), max(1, -(-len(singles) * _MAX_PX // total)))
+    for i in range(kept):
+        yield singles[i * len(singles) // kept]
+
+
+def _leading(pairs: Sequence[ImagePair]) -> tuple[Tensor, Tensor]:
+    """(L, K) float32 leading directions of the valid spectra, and (L,) their mean."""
+    spectra = torch.cat([pair.hsi[0][:, pair.hsi_valid[0]] for pair in pairs], 1).T.double()
+    mean = spectra.mean(0)
+    centred = spectra - mean
+    _, vectors = torch.linalg.eigh(centred.T @ centred)
+    return vectors[:, -_COMPONENTS:].float(), mean.float()
+
+
+def _project(pair: ImagePair, basis: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
+    """Components without their local mean (1, K, h, w), and where they are known (h, w)."""
+    values = torch.einsum("bchw,ck->bkhw", pair.hsi - mean[:, None, None], basis)
+    detail, whole = _without_local_mean(values, pair.hsi_valid)
+    return detail, whole[0]
+
+
+def _seen(pair: ImagePair, spread: PointSpread) -> tuple[Tensor, Tensor]:
+    """The blurred fine image, and where it may be used, see `_Chip`."""
+    blurred = spread.blur(pair.msi, pair.msi_valid)
+    bad = (~pair.msi_valid[:, None]).float()
+    reach = (spread.ratio + 1) // 2
+    return blurred, 1 - max_pool2d(bad, 2 * reach + 1, 1, reach)
+
+
+def _sampled(chip: _Chip, ratio: int, x_px: float, y_px: float) -> tuple[Tensor, Tensor]:
+    """The degraded multispectral image (1, M, h, w) at a shift, and (1, h, w) where it is."""
+    height, width = chip.usable.shape
+    # In the units of `grid_sample`: -1 and 1 are the outer edges of the image.
+    x = (torch.arange(width) + 0.5 + x_px) * 2 / width - 1
+    y = (torch.arange(height) + 0.5 + y_px) * 2 / height - 1
+    rows, columns = torch.meshgrid(y, x, indexing="ij")
+    grid = torch.stack([columns, rows], -1)[None].float()
+    values = grid_sample(chip.blurred, grid, "bicubic", "border", align_corners=False)
+    valid = grid_sample(chip.fine_valid, grid, "nearest", "zeros", align_corners=False)
+    return values, valid[:, 0] > 0
+
+
+def _without_local_mean(values: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    """Values (1, C, h, w) less their local mean, and (1, h, w) where all of it is valid."""
+    window = 2 * _LOCAL_PX + 1
+    share = avg_pool2d(valid[:, None].float(), window, 1, _LOCAL_PX)
+    mean = avg_pool2d(values, window, 1, _LOCAL_PX)
+    # What lies beyond the image counts as not valid.
+    return values - mean, share[:, 0] > 1 - 0.5 / window**2
+
+
+def _left_over(explaining: Tensor, explained: Tensor) -> float:
+    """1 - adjusted R² of (M, N) values by (K, N) ones, mean over the M; see `unexplained`."""
+    terms, count = explaining.shape
+    if count < max(MIN_PX, 3 * terms):
+        return math.nan
+    gram = explaining @ explaining.T
+    gram = gram + torch.eye(terms) * (1e-6 * gram.diagonal().mean() + 1e-30)
+    cross = explaining @ explained.T
+    found = (cross * torch.linalg.solve(gram, cross)).sum(0)
+    total = explained.square().sum(1)
+    share = torch.where(total > 0, found / total.clamp(min=1e-30), 0.0)
+    return float((1 - share).mean()) * count / (count - terms)
