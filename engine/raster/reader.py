@@ -87,7 +87,7 @@ class SceneReader:
         Raises:
             SceneError: a file was removed, changed or is damaged; file and block are named.
         """
-        self._check_lengths(window)
+        self.check_lengths(window)
         if out is None:
             shape = (self._count, window.height, window.width)
             out = np.empty(shape, self._scene.dtype)
@@ -124,8 +124,23 @@ class SceneReader:
                 "The file is damaged or incomplete; copy or download it again.",
             ) from error
 
-    def _check_lengths(self, window: Window) -> None:
-        """See that no file was removed or cut since it was opened: GDAL may not notice."""
+    def open_bands(self) -> list[tuple[DatasetReader, int]]:
+        """The open data set and the band number of each band, for what warps instead of reads."""
+        return [
+            (self._datasets[run.file_index], number)
+            for run in self._runs
+            for number in run.band_numbers
+        ]
+
+    def check_lengths(self, window: Window) -> None:
+        """See that no file was removed or cut since it was opened: GDAL may not notice.
+
+        Args:
+            window: that is about to be read, for the message.
+
+        Raises:
+            SceneError: one was.
+        """
         for name, length in self._lengths.items():
             try:
                 now = os.path.getsize(name)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from engine.raster.nodata import Nodata
 from engine.raster.pieces import Stored
 from engine.raster.scene import Scene
 from engine.raster.spectra import BandMatch
@@ -163,30 +163,8 @@ class Reflectance:
         reflectance.mul_(scale).add_(offset).masked_fill_(~valid[:, None], 0.0)
 
 
-class _Nodata:
-    """Which stored values mean "no measurement": NaN and infinities always, and one number a band.
-
-    Args:
-        nodata: one number a band; None: all stored values are measurements.
-        dtype: stored type.
-    """
-
-    def __init__(self, nodata: Sequence[float | None], dtype: np.dtype[Any]) -> None:
-        self._dtype = dtype
-        numbers = [_as_stored(number, dtype) for number in nodata]
-        self._has_number = np.array([number is not None for number in numbers])
-        stated = [0 if number is None else number for number in numbers]
-        self._numbers = np.array(stated, dtype)[:, None, None]
-
-    def mark(self, part: Stored, bands: slice, valid: NDArray[np.bool_]) -> None:
-        """Clear ``valid`` (h, w) where a band of ``part`` (bands, h, w) has no measurement."""
-        if self._dtype.kind == "f":
-            valid &= np.isfinite(part).all(axis=0)
-        chosen = self._has_number[bands]
-        if chosen.all():
-            valid &= (part != self._numbers[bands]).all(axis=0)
-        elif chosen.any():
-            valid &= (part[chosen] != self._numbers[bands][chosen]).all(axis=0)
+class _Nodata(Nodata):
+    """The same for stored values that lie on a device."""
 
     def valid_on_device(self, values: Tensor) -> Tensor:
         """Same as `mark` for all bands (C, h, w) of a tensor, as a new (h, w) bool tensor."""
@@ -202,17 +180,3 @@ class _Nodata:
 
 
 _SIGNED = {torch.uint16: torch.int16, torch.uint32: torch.int32}
-
-
-def _as_stored(number: float | None, dtype: np.dtype[Any]) -> Any:
-    """A nodata value as the type stores it; None when no pixel can have it.
-
-    NaN and infinities count as None: pixels with such values are never valid.
-    """
-    if number is None or not np.isfinite(number):
-        return None
-    if dtype.kind == "f":
-        return dtype.type(number)
-    limits = np.iinfo(dtype)
-    fits = number == int(number) and limits.min <= number <= limits.max
-    return dtype.type(int(number)) if fits else None

@@ -64,6 +64,11 @@ ROWS = (
     Row("engine/models/*", ("engine.models", "einops", "torch")),
     Row("engine/raster/tiles.py", ()),
     Row("engine/raster/stream.py", (*EVERYWHERE, "engine.raster", "numpy", "rasterio", "torch")),
+    Row(
+        "engine/raster/pair_stream.py",
+        (*EVERYWHERE, "engine.raster", "engine.models.fusion.method", "numpy", "rasterio", "torch"),
+    ),
+    Row("engine/raster/model_threads.py", (*EVERYWHERE, "engine.raster", "torch")),
     Row("engine/raster/blend.py", (*EVERYWHERE, "engine.raster", "numpy", "torch")),
     Row("engine/raster/reflectance.py", (*EVERYWHERE, "engine.raster", "numpy", "torch")),
     Row(
