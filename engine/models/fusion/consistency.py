@@ -1,0 +1,84 @@
+"""How well a fused image, degraded as the sensors would, gives back what it was made of."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from engine.models.fusion.degradation import PointSpread, SpectralResponse
+from engine.models.fusion.method import ImagePair
+
+# Below this mean reflectance a pixel is black, and no difference is relative to it.
+_BLACK = 1e-3
+
+
+class Consistency(NamedTuple):
+    """Of a pair and what was made of it; errors and energies are means of squares over bands.
+
+    Args:
+        hsi_error: (B, h, w) of the degraded result less the hyperspectral image, 0 where not valid.
+        hsi_energy: (B, h, w) of the hyperspectral image.
+        hsi_valid: (B, h, w) bool, where both are known.
+        msi_error: (B, h*r, w*r) of the result seen in the multispectral bands less that image.
+        msi_energy: (B, h*r, w*r) of the multispectral image.
+        msi_valid: (B, h*r, w*r) bool.
+    """
+
+    hsi_error: Tensor
+    hsi_energy: Tensor
+    hsi_valid: Tensor
+    msi_error: Tensor
+    msi_energy: Tensor
+    msi_valid: Tensor
+
+    def on_fine_grid(self) -> Tensor:
+        """Relative root mean square differences, (B, 2, h*r, w*r): hyperspectral, multispectral.
+
+        0 where a pixel is given back exactly; NaN where it is not known. A coarse pixel's
+        difference stands at all its fine pixels.
+        """
+        size = self.msi_valid.shape[-2:]
+        hsi = _relative(self.hsi_error, self.hsi_energy, self.hsi_valid)
+        msi = _relative(self.msi_error, self.msi_energy, self.msi_valid)
+        return torch.stack([interpolate(hsi[:, None], size=size)[:, 0], msi], dim=1)
+
+
+def measure_consistency(
+    result: Tensor, pair: ImagePair, spread: PointSpread, response: SpectralResponse
+) -> Consistency:
+    """Degrade a result both ways and compare.
+
+    Args:
+        result: (B, L, h*r, w*r) reflectance, in the bands of ``pair.hsi``; finite.
+        pair: what it was made of.
+        spread: of the hyperspectral sensor. A coarse pixel depends on fine ones of
+            ``spread.reach_px`` coarse pixels around it.
+        response: of the multispectral bands.
+    """
+    fine_valid = known_pixels(pair)
+    low, low_valid = spread.degrade(result, fine_valid)
+    hsi_valid = pair.hsi_valid & low_valid
+    hsi_error = torch.square(low - pair.hsi).mean(1) * hsi_valid
+    msi_error = torch.square(response(result) - pair.msi).mean(1) * fine_valid
+    return Consistency(
+        hsi_error=hsi_error,
+        hsi_energy=torch.square(pair.hsi).mean(1),
+        hsi_valid=hsi_valid,
+        msi_error=msi_error,
+        msi_energy=torch.square(pair.msi).mean(1),
+        msi_valid=fine_valid,
+    )
+
+
+def known_pixels(pair: ImagePair) -> Tensor:
+    """Fine pixels that are valid in both images, (B, h*r, w*r) bool."""
+    coarse = pair.hsi_valid.repeat_interleave(pair.ratio, 1).repeat_interleave(pair.ratio, 2)
+    return coarse & pair.msi_valid
+
+
+def _relative(error: Tensor, energy: Tensor, valid: Tensor) -> Tensor:
+    relative = torch.sqrt(error / energy.clamp(min=_BLACK**2))
+    return torch.where(valid, relative, torch.nan)
