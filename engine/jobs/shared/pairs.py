@@ -150,7 +150,7 @@ def prepare_pair(
     feedback.progress(0.1, "Reading a sample")
     pair, sample, found, shift_text = _aligned(pair, settings, teller)
     feedback.progress(0.6, "Estimating point spread and response")
-    physics = _physics(pair, sample, settings)
+    physics = estimate_pair_physics(pair, sample, settings)
     _tell_physics(pair, physics, teller)
     feedback.progress(1.0, "The images fit")
     return ReadyPair(
@@ -166,6 +166,39 @@ def prepare_pair(
 def usable_bands(pair: Pair) -> BandTable | None:
     """The usable hyperspectral bands of a pair; None without wavelengths."""
     return None if pair.hsi.bands is None else take_bands(pair.hsi.bands, pair.usable_hsi_index)
+
+
+def estimate_pair_physics(
+    pair: Pair, sample: Sequence[ImagePair], settings: PairSettings
+) -> PairPhysics:
+    """Estimate point spread and response, starting from what the bands' tables say.
+
+    Args:
+        pair: whose bands they are; for several pairs, the first.
+        sample: of one or several pairs, in the usable bands of this one.
+        settings: for the response.
+
+    Raises:
+        RequestError: response functions were asked for that the bands cannot have.
+        BandTableError: the table of response functions cannot be used.
+    """
+    hsi_bands, msi_bands = usable_bands(pair), pair.msi_table
+    own_table = settings.response not in ("estimate", "nominal")
+    nominal = None
+    if hsi_bands is not None and msi_bands is not None:
+        table = Path(settings.response) if own_table else None
+        nominal = nominal_response(hsi_bands, msi_bands, table)
+    elif settings.response != "estimate":
+        raise RequestError(
+            f"The response {settings.response!r} needs the wavelengths of both images.",
+            "Give band tables, or let the response be estimated.",
+        )
+    mode: Literal["estimate", "nominal"] = (
+        "estimate" if settings.response == "estimate" else "nominal"
+    )
+    return estimate_physics(
+        sample, hsi_bands=hsi_bands, msi_bands=msi_bands, nominal=nominal, response=mode
+    )
 
 
 class _Teller(StepFeedback):
@@ -241,31 +274,6 @@ def shift_words(x_px: float, y_px: float) -> str:
     """A shift as people read it."""
     sideways = f"{abs(x_px):.2f} px too far {'right' if x_px >= 0 else 'left'}"
     return f"{sideways} and {abs(y_px):.2f} px too far {'down' if y_px >= 0 else 'up'} (coarse px)"
-
-
-def _physics(pair: Pair, sample: Sequence[ImagePair], settings: PairSettings) -> PairPhysics:
-    """Estimate point spread and response.
-
-    Raises:
-        RequestError: response functions were asked for that the bands cannot have.
-    """
-    hsi_bands, msi_bands = usable_bands(pair), pair.msi_table
-    own_table = settings.response not in ("estimate", "nominal")
-    nominal = None
-    if hsi_bands is not None and msi_bands is not None:
-        table = Path(settings.response) if own_table else None
-        nominal = nominal_response(hsi_bands, msi_bands, table)
-    elif settings.response != "estimate":
-        raise RequestError(
-            f"The response {settings.response!r} needs the wavelengths of both images.",
-            "Give band tables, or let the response be estimated.",
-        )
-    mode: Literal["estimate", "nominal"] = (
-        "estimate" if settings.response == "estimate" else "nominal"
-    )
-    return estimate_physics(
-        sample, hsi_bands=hsi_bands, msi_bands=msi_bands, nominal=nominal, response=mode
-    )
 
 
 def _grid_text(pair: Pair) -> str:
