@@ -29,7 +29,7 @@ FIT_PX = 4096
 
 OUTER_STEPS = 3
 COARSE_STEPS = 100
-FINE_STEPS = 50
+FINE_STEPS = 200
 """Multiplicative updates; the paper stops at a change of 1e-2 to 1e-4, we after a fixed number,
 so that a pixel's result does not depend on the others of its tile."""
 

@@ -112,5 +112,5 @@ def _correlation(hsi: Tensor, msi: Tensor) -> Tensor:
 def _gain(component: Tensor, hsi: Tensor) -> Tensor:
     """(N,) and (N, K) → (K,) how much each band changes with the component."""
     component = component - component.mean()
-    gain: Tensor = component @ (hsi - hsi.mean(0)) / (component @ component).clamp(min=1e-12)
-    return gain
+    covariance = torch.einsum("n,nk->k", component, hsi - hsi.mean(0))
+    return covariance / component.square().sum().clamp(min=1e-12)
