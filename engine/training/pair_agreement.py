@@ -116,12 +116,20 @@ def _few(sample: Sequence[ImagePair]) -> Iterator[ImagePair]:
 
 
 def _leading(pairs: Sequence[ImagePair]) -> tuple[Tensor, Tensor]:
-    """(L, K) float32 leading directions of the valid spectra, and (L,) their mean."""
+    """(L, K) float32 leading directions of the valid spectra, and (L,) their mean.
+
+    Bands count alike, so that one of noise alone, as bad ones are, stays out of the leading ones.
+    """
     spectra = torch.cat([pair.hsi[0][:, pair.hsi_valid[0]] for pair in pairs], 1).T.double()
-    mean = spectra.mean(0)
+    mean = spectra.sum(0) / max(len(spectra), 1)
     centred = spectra - mean
+    scale = centred.square().sum(0).sqrt()
+    scale = torch.where(scale > 0, 1 / scale.clamp(min=1e-30), 0.0)
+    centred *= scale
     _, vectors = torch.linalg.eigh(centred.T @ centred)
-    return vectors[:, -_COMPONENTS:].float(), mean.float()
+    # A band's usual spread is 1 in its own units, whatever those of the others.
+    basis = vectors[:, -_COMPONENTS:] * scale[:, None] * math.sqrt(max(len(spectra), 1))
+    return basis.float(), mean.float()
 
 
 def _project(pair: ImagePair, basis: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
