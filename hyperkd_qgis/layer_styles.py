@@ -149,16 +149,19 @@ def style_cube(layer: QgsRasterLayer) -> None:
 
 
 def style_residual(layer: QgsRasterLayer) -> None:
-    """Show how much of a signal is not given back: dark where all of it is; legend in percent."""
-    renderer = layer.renderer()
-    if not isinstance(renderer, QgsSingleBandPseudoColorRenderer):
-        renderer = ramp_renderer(layer, 0.0, RESIDUAL_MOST, _RAMP[::-1])
+    """Show how much of a signal is not given back: dark where all of it is; legend in percent.
+
+    The range is that of the style file; without one, up to `RESIDUAL_MOST`.
+    """
+    least, most = 0.0, RESIDUAL_MOST
+    if isinstance(layer.renderer(), QgsSingleBandPseudoColorRenderer):
+        least, most = _range_of(layer)
+    renderer = ramp_renderer(layer, least, most, _RAMP[::-1])
     percent = QgsPercentageNumericFormat()
     percent.setInputValues(QgsPercentageNumericFormat.ValuesAreFractions)
-    percent.setNumberDecimalPlaces(0)
+    percent.setNumberDecimalPlaces(1)
     settings = QgsColorRampLegendNodeSettings()
     settings.setNumericFormat(percent)
-    renderer = renderer.clone()
     renderer.shader().rasterShaderFunction().setLegendSettings(settings)
     layer.setRenderer(renderer)
 

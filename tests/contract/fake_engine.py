@@ -243,6 +243,60 @@ def estimate(job, parameters):
     return {"output": parameters["output"], "valid_pixels": 408, "seconds": 0.1, "device": "cpu"}
 
 
+def fuse(job, parameters):
+    """Write a cube of four bands on a grid twice as fine, and a raster of two residuals."""
+    made = {"output": write_fused(parameters, "output", (480, 560, 660, 850))}
+    if "consistency" in parameters:
+        made["consistency"] = write_fused(parameters, "consistency", (None, None))
+    if "report" in parameters:
+        Path(parameters["report"]).write_text("<html><body>fused</body></html>")
+        made["report"] = parameters["report"]
+    numbers = {"shift_x": 1.02, "shift_y": -0.5, "consistency_hsi": 0.01, "consistency_msi": 0.02}
+    return {**made, **numbers, "method": "glphs", "valid_pixels": 408, "seconds": 0.1}
+
+
+def write_fused(parameters, name, wavelengths_nm):
+    from osgeo import gdal
+
+    scene = gdal.Open(parameters["hyperspectral"])
+    width, height = 2 * scene.RasterXSize, 2 * scene.RasterYSize
+    left, x_size, _, top, _, y_size = scene.GetGeoTransform()
+    driver = gdal.GetDriverByName("GTiff")
+    raster = driver.Create(parameters[name], width, height, len(wavelengths_nm), gdal.GDT_Float32)
+    raster.SetGeoTransform((left, x_size / 2, 0, top, 0, y_size / 2))
+    raster.SetProjection(scene.GetProjection())
+    for number, wavelength in enumerate(wavelengths_nm, 1):
+        band = raster.GetRasterBand(number)
+        row = struct.pack(f"{width}f", *(0.2 * number * x / width for x in range(width)))
+        for y in range(height):
+            band.WriteRaster(0, y, width, 1, row, buf_type=gdal.GDT_Float32)
+        if wavelength:
+            band.SetMetadataItem("wavelength", str(wavelength))
+    del band, raster
+    return parameters[name]
+
+
+def train_fusion(job, parameters):
+    if parameters.get("seed") == 99:
+        return pretraining(job, parameters)
+    Path(parameters["output"]).write_bytes(b"package")
+    numbers = {"psnr_db": 33.5, "sam_deg": 2.5, "ergas": 1.5, "teacher_psnr_db": 33.75}
+    found = {"best_classical_psnr_db": 32.5, "shift_x": 1.0, "shift_y": 0.0, "parameters": 123_456}
+    return {"output": parameters["output"], **numbers, **found, "seconds": 0.1, "device": "cpu"}
+
+
+def assess_fusion(job, parameters):
+    """Count what is asked for: scores beside a reference, consistency beside the two inputs."""
+    made = {"report": parameters["report"]}
+    Path(parameters["report"]).write_text("<html><body>quality</body></html>")
+    if "reference" in parameters:
+        scores = {"psnr_db": 30.5, "sam_deg": 2.5, "ergas": 1.5, "rmse": 0.01}
+        made |= {**scores, "uiqi": 0.9, "q2n": 0.875}
+    if "hyperspectral" in parameters:
+        made |= {"consistency_hsi": 0.01, "consistency_msi": 0.02}
+    return made
+
+
 def check_engine(job, parameters):
     text = "HyperKD 0.1.0\nAll is well.\n"
     if "report" in parameters:
@@ -254,6 +308,7 @@ def check_engine(job, parameters):
 COMMANDS = {
     "adapt_backbone": adapt_backbone,
     "assess_accuracy": scores,
+    "assess_fusion": assess_fusion,
     "check_engine": check_engine,
     "classify": classify,
     "crash": crash,
@@ -264,12 +319,14 @@ COMMANDS = {
     "echo": echo,
     "end_idle": end_idle,
     "estimate": estimate,
+    "fuse": fuse,
     "nap": nap,
     "pretrain_teacher": pretraining,
     "refuse": refuse,
     "segment": segment,
     "sleep_in": sleep_in,
     "train_classifier": scores,
+    "train_fusion": train_fusion,
     "train_regression": train_regression,
     "train_segmentation": train_segmentation,
 }

@@ -23,6 +23,7 @@ GALILEO = ("generative", "galileo")
 PRITHVI = ("generative", "prithvi-mae")
 ADAPTED = ("generative", "spectralx-adapted")
 SEGMENTER = ("semantic-segmentation", "spectralx-segmenter")
+FUSER = ("super-resolution", "csakd-fuser")
 UNKNOWN = ("", "")
 
 
@@ -94,7 +95,7 @@ def test_a_zip_packed_by_hand_has_a_folder_inside(tmp_path):
 @pytest.mark.parametrize(
     ("use", "expected"),
     [
-        ("any", {CLASSIFIER, REGRESSOR, BACKBONE, GALILEO, PRITHVI, ADAPTED, SEGMENTER}),
+        ("any", {CLASSIFIER, REGRESSOR, BACKBONE, GALILEO, PRITHVI, ADAPTED, SEGMENTER, FUSER}),
         ("classifier", {CLASSIFIER, SEGMENTER}),
         ("segmenter", {CLASSIFIER, SEGMENTER}),
         ("regression", {REGRESSOR}),
@@ -102,10 +103,11 @@ def test_a_zip_packed_by_hand_has_a_folder_inside(tmp_path):
         ("teacher", {GALILEO, PRITHVI}),
         ("foundation", {GALILEO, PRITHVI}),
         ("adapted", {ADAPTED}),
+        ("fusion", {FUSER}),
     ],
 )
 def test_each_use_has_its_models(tmp_path, use, expected):
-    kinds = (CLASSIFIER, REGRESSOR, BACKBONE, GALILEO, PRITHVI, ADAPTED, SEGMENTER)
+    kinds = (CLASSIFIER, REGRESSOR, BACKBONE, GALILEO, PRITHVI, ADAPTED, SEGMENTER, FUSER)
     for number, kind in enumerate(kinds):
         make_folder(tmp_path, f"model{number}", "Model", kind)
     serving = [model for model in installed_models(tmp_path) if USES[use].accepts(model)]
@@ -211,6 +213,11 @@ def test_both_sides_know_the_same_adapters_and_segmenters():
         USES["classifier"].favourite,
     }
     assert named <= set(build.ARCHITECTURES)
+
+
+def test_both_sides_know_the_same_fusers():
+    build = pytest.importorskip("engine.packages.build")
+    assert USES["fusion"].favourite in build.ARCHITECTURES
 
 
 def test_both_sides_know_the_same_backbones():

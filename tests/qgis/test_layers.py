@@ -283,3 +283,88 @@ def test_a_class_map_without_classes_colours_no_polygons(polygons, scene_path):
     layer, _ = polygons
     style_class_polygons(layer, scene_path)
     assert layer.renderer().type() == "singleSymbol"
+
+
+# Fusion: a cube in its own colours, and what is not given back
+
+
+@pytest.fixture
+def fused(plugin, scene, scene_path, project, qtbot):
+    """The layers of a fusion, from the top of the tree down."""
+    project.addMapLayer(scene)
+    values = {"HYPERSPECTRAL": scene, "MULTISPECTRAL": scene_path}
+    values |= {name: to_project() for name in ("OUTPUT", "CONSISTENCY")}
+    load_results(values, QgsProcessingContext(), qtbot, "fuse")
+    return project.layerTreeRoot().findGroup("HyperKD: Berlin").findLayers()
+
+
+def test_the_layers_of_a_fusion_arrive_in_one_group_in_order(fused):
+    assert [node.name() for node in fused] == ["Fused image of Berlin", "Consistency of Berlin"]
+
+
+def test_a_fused_image_is_shown_in_its_own_colours(fused):
+    renderer = fused[0].layer().renderer()
+    assert renderer.type() == "multibandcolor"
+    assert (renderer.redBand(), renderer.greenBand(), renderer.blueBand()) == (3, 2, 1)
+    stretch = renderer.redContrastEnhancement()
+    assert 0 <= stretch.minimumValue() < 0.1 < 0.5 < stretch.maximumValue() < 0.6
+
+
+def test_consistency_is_dark_where_all_is_given_back(fused):
+    renderer = fused[1].layer().renderer()
+    assert renderer.type() == "singlebandpseudocolor"
+    assert (renderer.classificationMin(), renderer.classificationMax()) == (0.0, 0.1)
+    items = renderer.shader().rasterShaderFunction().colorRampItemList()
+    brightness = [item.color.value() for item in items]
+    assert brightness == sorted(brightness)
+
+
+def test_legend_of_consistency_is_in_percent(fused):
+    from qgis.core import QgsNumericFormatContext
+
+    function = fused[1].layer().renderer().shader().rasterShaderFunction()
+    numbers = function.legendSettings().numericFormat()
+    assert numbers.formatDouble(0.1, QgsNumericFormatContext()) == "10%"
+
+
+def test_a_style_file_of_a_fused_image_wins(plugin, tiny, tmp_path):
+    from hyperkd.hyperkd_qgis.layer_styles import style_cube
+    from qgis.core import QgsMultiBandColorRenderer, QgsRasterLayer
+
+    path = tiny.write(tmp_path / "fused.tif")
+    layer = QgsRasterLayer(path, "fused")
+    layer.setRenderer(QgsMultiBandColorRenderer(layer.dataProvider(), 9, 8, 7))
+    layer.saveDefaultStyle()
+    again = QgsRasterLayer(path, "fused")
+    style_cube(again)
+    assert again.renderer().redBand() == 9
+
+
+def test_a_cube_without_the_light_that_is_seen_keeps_qgis_own_style(plugin, tiny, tmp_path):
+    from hyperkd.hyperkd_qgis.layer_styles import style_cube
+    from qgis.core import QgsRasterLayer
+
+    layer = QgsRasterLayer(tiny.write(tmp_path / "one.tif", bands=1), "one")  # of 450 nm
+    kind = layer.renderer().type()
+    style_cube(layer)
+    assert layer.renderer().type() == kind
+
+
+def test_a_cube_that_is_gone_keeps_what_it_has(plugin, tiny, tmp_path):
+    from hyperkd.hyperkd_qgis.layer_styles import style_cube
+    from qgis.core import QgsRasterLayer
+
+    layer = QgsRasterLayer(str(tmp_path / "gone.tif"), "gone")
+    style_cube(layer)
+    assert layer.renderer() is None
+
+
+def test_range_of_a_style_file_counts_for_consistency(plugin, scene_path):
+    from hyperkd.hyperkd_qgis.layer_styles import ramp_renderer, style_residual
+    from qgis.core import QgsRasterLayer
+
+    layer = QgsRasterLayer(scene_path, "scene")
+    layer.setRenderer(ramp_renderer(layer, 0.0, 0.25))
+    style_residual(layer)
+    renderer = layer.renderer()
+    assert renderer.classificationMax() == 0.25
