@@ -36,13 +36,14 @@ class _Chip:
     Args:
         components: (1, K, h, w) float32, without their local mean.
         usable: (h, w) bool, True where they are known.
-        blurred: (1, M, h*r, w*r) float32 as the coarse sensor sees it around each fine pixel.
-        fine_valid: (1, 1, h*r, w*r) float32, 1 where a whole block around is valid.
+        swept: (1, M, h*r, w*r) float32 as the coarse sensor sees it around each fine pixel; one
+            more row and column, and corners of fine pixels, where the ratio is even.
+        fine_valid: the same places with one band, 1 where a whole block around is valid.
     """
 
     components: Tensor
     usable: Tensor
-    blurred: Tensor
+    swept: Tensor
     fine_valid: Tensor
 
 
@@ -140,23 +141,26 @@ def _project(pair: ImagePair, basis: Tensor, mean: Tensor) -> tuple[Tensor, Tens
 
 
 def _seen(pair: ImagePair, spread: PointSpread) -> tuple[Tensor, Tensor]:
-    """The blurred fine image, and where it may be used, see `_Chip`."""
-    blurred = spread.blur(pair.msi, pair.msi_valid)
+    """The fine image as the coarse sensor sees it, and where it may be used, see `_Chip`."""
     bad = (~pair.msi_valid[:, None]).float()
-    reach = (spread.ratio + 1) // 2
-    return blurred, 1 - max_pool2d(bad, 2 * reach + 1, 1, reach)
+    # The block around, and half a pixel more, because the nearest place is looked up.
+    window = spread.ratio + 2
+    valid = 1 - max_pool2d(bad, window, 1, window // 2)
+    return spread.sweep(pair.msi, pair.msi_valid), valid
 
 
 def _sampled(chip: _Chip, ratio: int, x_px: float, y_px: float) -> tuple[Tensor, Tensor]:
     """The degraded multispectral image (1, M, h, w) at a shift, and (1, h, w) where it is."""
     height, width = chip.usable.shape
-    # In the units of `grid_sample`: -1 and 1 are the outer edges of the image.
+    # In the units of `grid_sample`: -1 and 1 are the image's outer edges. Of corners the first
+    # and the last lie on them, of pixels they do not.
     x = (torch.arange(width) + 0.5 + x_px) * 2 / width - 1
     y = (torch.arange(height) + 0.5 + y_px) * 2 / height - 1
     rows, columns = torch.meshgrid(y, x, indexing="ij")
     grid = torch.stack([columns, rows], -1)[None].float()
-    values = grid_sample(chip.blurred, grid, "bicubic", "border", align_corners=False)
-    valid = grid_sample(chip.fine_valid, grid, "nearest", "zeros", align_corners=False)
+    corners = ratio % 2 == 0
+    values = grid_sample(chip.swept, grid, "bicubic", "border", align_corners=corners)
+    valid = grid_sample(chip.fine_valid, grid, "nearest", "zeros", align_corners=corners)
     return values, valid[:, 0] > 0
 
 

@@ -141,17 +141,32 @@ class PointSpread(nn.Module):
         if height % self.ratio or width % self.ratio:
             raise ValueError(f"{height} x {width} px is no multiple of {self.ratio}.")
         if valid is None:
-            return self._weighted(x, self.kernel, self.ratio)
-        values = self._weighted_valid(x, valid, self.kernel, self.ratio)
+            return self._weighted(x, self.kernel, self.ratio, self.radius_px)
+        values = self._weighted_valid(x, valid, self.ratio, self.radius_px)
         blocks = (len(valid), height // self.ratio, self.ratio, width // self.ratio, self.ratio)
         whole = valid.reshape(blocks).all(-1).all(-2)
         return values * whole[:, None], whole
 
+    def sweep(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
+        """What a coarse pixel would see wherever it lay, in steps of a fine pixel.
+
+        Args:
+            x: (B, C, H, W).
+            valid: (B, H, W) bool, True = use; what is not valid has no weight.
+
+        Returns:
+            An odd kernel is moved from pixel to pixel: (B, C, H, W). An even one has its middle
+            between pixels and is moved from corner to corner, the image's outer ones included:
+            (B, C, H + 1, W + 1). 0 where no valid pixel is within reach.
+        """
+        if valid is None:
+            return self._weighted(x, self.kernel, 1, self.size // 2)
+        return self._weighted_valid(x, valid, 1, self.size // 2)
+
     def blur(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
         """The image as the coarse sensor would see it around every fine pixel.
 
-        An even kernel has no pixel in its middle; it is moved onto one by half a pixel each way,
-        the mean of the two.
+        An even kernel has no pixel in its middle: its four corners' mean is taken there.
 
         Args:
             x: (B, C, H, W).
@@ -160,30 +175,26 @@ class PointSpread(nn.Module):
         Returns:
             (B, C, H, W); 0 where no valid pixel is within reach.
         """
-        kernel = self.kernel
-        if self.size % 2 == 0:
-            kernel = functional.avg_pool2d(functional.pad(kernel[None], (1, 1, 1, 1)), 2, 1)[0]
-        if valid is None:
-            return self._weighted(x, kernel, 1)
-        return self._weighted_valid(x, valid, kernel, 1)
+        swept = self.sweep(x, valid)
+        return swept if self.size % 2 else functional.avg_pool2d(swept, 2, 1)
 
-    def _weighted_valid(self, x: Tensor, valid: Tensor, kernel: Tensor, step: int) -> Tensor:
+    def _weighted_valid(self, x: Tensor, valid: Tensor, step: int, reach_px: int) -> Tensor:
         """Weighted means of what is valid; 0 where nothing is."""
         share = valid[:, None].to(x.dtype)
-        weight = self._weighted(share, kernel, step)
+        weight = self._weighted(share, self.kernel, step, reach_px)
         # Below this a weight is rounding.
         seen = weight > 1e-6
-        return self._weighted(x * share, kernel, step) / torch.where(seen, weight, 1) * seen
+        values = self._weighted(x * share, self.kernel, step, reach_px)
+        return values / torch.where(seen, weight, 1) * seen
 
     @staticmethod
-    def _weighted(x: Tensor, kernel: Tensor, step: int) -> Tensor:
-        """Sums weighted by ``kernel`` around every block of ``step`` x ``step`` pixels."""
+    def _weighted(x: Tensor, kernel: Tensor, step: int, reach_px: int) -> Tensor:
+        """Sums weighted by ``kernel`` in steps, beginning ``reach_px`` before the image."""
         batch, channels = x.shape[:2]
-        reach = (kernel.shape[0] - step) // 2
         # A mirror shows no more than the image holds; a smaller one goes on as its last pixel.
-        mode = "reflect" if reach < min(x.shape[-2:]) else "replicate"
+        mode = "reflect" if reach_px < min(x.shape[-2:]) else "replicate"
         # Bands are samples here, because they share the kernel.
-        padded = functional.pad(x.flatten(0, 1)[:, None], (reach,) * 4, mode=mode)
+        padded = functional.pad(x.flatten(0, 1)[:, None], (reach_px,) * 4, mode=mode)
         weighted = functional.conv2d(padded, kernel.to(x)[None, None], stride=step)
         return weighted.reshape(batch, channels, *weighted.shape[-2:])
 
