@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from pydantic import Field, field_validator
@@ -23,10 +21,12 @@ from engine.raster.pair_bands import take_bands
 from engine.raster.pair_stream import sample_pair
 from engine.raster.responses import nominal_response
 from engine.raster.spectra import BandTable
-from engine.training.pair_physics import PairPhysics, estimate_physics
+from engine.training.pair_physics import PairPhysics, ResponseChoice, estimate_physics
 from engine.training.pair_shift import Shift, estimate_shift
 
 Source = str | Sequence[str]
+
+ESTIMATE = "estimate"
 
 # Below it a shift is within what an estimate can tell, and moving the image would only blur it.
 MIN_SHIFT_PX = 0.05
@@ -47,8 +47,8 @@ class PairSettings(JobRequest):
     """
 
     ratio: int | None = Field(default=None, ge=2, le=64)
-    shift: str = "estimate"
-    response: str = "estimate"
+    shift: str = ESTIMATE
+    response: str = ESTIMATE
     bands: str | None = None
     multispectral_bands: str | None = None
     max_shift: float = Field(default=3.0, gt=0.0, le=16.0)
@@ -66,7 +66,7 @@ def given_shift(text: str) -> tuple[float, float] | None:
     Raises:
         ValueError: it is neither.
     """
-    if text == "estimate":
+    if text == ESTIMATE:
         return None
     parts = text.split(",")
     try:
@@ -179,25 +179,23 @@ def estimate_pair_physics(
         settings: for the response.
 
     Raises:
-        RequestError: response functions were asked for that the bands cannot have.
-        BandTableError: the table of response functions cannot be used.
+        RequestError: response functions are given for bands without wavelengths.
+        BandTableError, BandMatchError: the response functions cannot be used.
+        SceneError: too few pixels are valid in both images.
     """
     hsi_bands, msi_bands = usable_bands(pair), pair.msi_table
-    own_table = settings.response not in ("estimate", "nominal")
+    response: ResponseChoice = "estimate" if settings.response == ESTIMATE else "nominal"
     nominal = None
-    if hsi_bands is not None and msi_bands is not None:
-        table = Path(settings.response) if own_table else None
-        nominal = nominal_response(hsi_bands, msi_bands, table)
-    elif settings.response != "estimate":
-        raise RequestError(
-            f"The response {settings.response!r} needs the wavelengths of both images.",
-            "Give band tables, or let the response be estimated.",
-        )
-    mode: Literal["estimate", "nominal"] = (
-        "estimate" if settings.response == "estimate" else "nominal"
-    )
+    if settings.response not in (ESTIMATE, "nominal"):
+        if hsi_bands is None:
+            raise RequestError(
+                f"The response functions {settings.response} need the wavelengths of "
+                f"{pair.hsi.name}, which has none.",
+                "Give its band table, or let the response be estimated.",
+            )
+        nominal = nominal_response(hsi_bands, msi_bands, settings.response)
     return estimate_physics(
-        sample, hsi_bands=hsi_bands, msi_bands=msi_bands, nominal=nominal, response=mode
+        sample, hsi_bands=hsi_bands, msi_bands=msi_bands, nominal=nominal, response=response
     )
 
 
@@ -287,6 +285,8 @@ def _grid_text(pair: Pair) -> str:
 
 def _tell_physics(pair: Pair, physics: PairPhysics, teller: _Teller) -> None:
     """Say what was estimated, and which fine bands the hyperspectral image cannot explain."""
+    for note in physics.notes:
+        teller.info(note)
     teller.info(
         f"Point spread: {physics.spread.fwhm_px:.1f} fine px wide (FWHM), "
         f"{physics.spread.fwhm_px / pair.ratio:.2f} coarse px."
