@@ -178,6 +178,10 @@ class Fixture:
             part.double(), expected.double(), atol=atol, rtol=0, msg=lambda m: f"{name}: {m}"
         )
 
+    def recorded(self, name: str) -> torch.Tensor:
+        """An output of the float32 run, as it is stored."""
+        return self._recorded[f"output.{name}"]
+
     def has_strict(self, name: str) -> bool:
         """Whether a float64 run is recorded for an output."""
         return f"output64.{name}" in self._recorded
