@@ -34,7 +34,7 @@ class PairAlgorithm(EngineAlgorithm):
     def define_alignment(self) -> Iterable[QgsProcessingParameterDefinition]:
         """List how the two images fit together: in size, place and bands."""
         yield make.whole_number(
-            "RATIO", self.tr("Fine pixels along a coarse one"), None, MIN_RATIO, MAX_RATIO
+            "RATIO", self.tr("Ratio (fine pixels along a coarse one)"), None, MIN_RATIO, MAX_RATIO
         )
         yield make.words(
             "SHIFT", self.tr("Shift between the images (coarse pixels: right,down)"), SHIFTS

@@ -87,6 +87,14 @@ def copy_scene(folder):
     return folder / SCENE.name
 
 
+def copy_fine_image(folder):
+    """A copy, as QGIS writes its statistics beside an image."""
+    path = SCENE.with_name("HighResolution_BerlinUrbanGradient.tif")
+    for found in path.parent.glob(f"{path.name}*"):  # its band table lies beside it
+        shutil.copy(found, folder)
+    return folder / path.name
+
+
 def copy_labels(folder):
     """A copy, as SQLite writes beside a GeoPackage that is only read."""
     return shutil.copy(SCENE.with_name("LandCov_BerlinUrbanGradient.gpkg"), folder)
@@ -143,6 +151,7 @@ def play(scenario, pictures, tmp_path):
         "HYPERKD_SCENARIO": str(HERE / scenario),
         "HYPERKD_SCREENSHOTS": str(pictures),
         "HYPERKD_SCENE": str(scene),
+        "HYPERKD_FINE_IMAGE": str(copy_fine_image(tmp_path / "data")),
         "HYPERKD_LABELS": str(labels),
         "HYPERKD_VALUES": str(write_vegetation(str(labels), tmp_path)),
         "HYPERKD_WORK": str(tmp_path),
@@ -208,3 +217,16 @@ def test_from_a_backbone_to_polygons_on_the_map(tmp_path):
     names = {path.stem[3:] for path in outcome["pictures"].glob("*.png")}
     dialogs = {"adapting-dialog", "segmentation-training-dialog", "segmentation-dialog"}
     assert dialogs | {"polygons", "land-cover", "confidence", "support"} <= names
+
+
+def test_from_two_images_to_a_fused_one_on_the_map(tmp_path):
+    outcome = play("scenario_fusion.py", PICTURES / "fusion", tmp_path)
+    assert outcome["failure"] == ""
+    assert outcome["code"] == 0
+    assert outcome["unloaded"] is True
+    assert outcome["bands"] > 100
+    assert 0 < outcome["reflectance"] < 1  # the scale of whole numbers is read
+    assert outcome["complaints"] == 0
+    names = {path.stem[3:] for path in outcome["pictures"].glob("*.png")}
+    dialogs = {"training-dialog", "training-log", "fusing-dialog", "fusing-log", "assessing-log"}
+    assert dialogs | {"fused-image", "consistency"} <= names
