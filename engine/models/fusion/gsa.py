@@ -106,11 +106,13 @@ def _correlation(hsi: Tensor, msi: Tensor) -> Tensor:
     """(N, L) and (N, M) → (L, M) correlation coefficients, 0 for constant bands."""
     hsi, msi = hsi - hsi.mean(0), msi - msi.mean(0)
     norms = hsi.norm(dim=0)[:, None] * msi.norm(dim=0)
-    return hsi.T @ msi / norms.clamp(min=1e-12)
+    coefficients: Tensor = hsi.T @ msi / norms.clamp(min=1e-12)
+    return coefficients
 
 
 def _gain(component: Tensor, hsi: Tensor) -> Tensor:
     """(N,) and (N, K) → (K,) how much each band changes with the component."""
     component = component - component.mean()
     covariance = torch.einsum("n,nk->k", component, hsi - hsi.mean(0))
-    return covariance / component.square().sum().clamp(min=1e-12)
+    gain: Tensor = covariance / component.square().sum().clamp(min=1e-12)
+    return gain
