@@ -72,6 +72,11 @@ class Pair:
         return fine_grid(self.hsi, self.ratio).crop(fine_window(self.window, self.ratio))
 
     @property
+    def overlap(self) -> Window:
+        """The coarse pixels that both images cover, whatever the extent."""
+        return overlap(self.hsi, self.msi, self.ratio, self.shift_px)
+
+    @property
     def hsi_table(self) -> BandTable | None:
         """The hyperspectral bands of ``hsi_index``; None without wavelengths."""
         return None if self.hsi.bands is None else take_bands(self.hsi.bands, self.hsi_index)

@@ -7,26 +7,24 @@ pieces and strips, see `engine.raster.tiles`, whatever the size of the scene.
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import cycle, groupby
 from math import prod
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import rasterio
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.modules.module import register_module_forward_pre_hook
 
 from engine.errors import DeviceError
 from engine.feedback import Feedback
 from engine.raster.blend import make_collector
+from engine.raster.model_threads import LayerWatch, make_lanes
 from engine.raster.pieces import PieceData, PieceReader, Stored, largest_piece_px
 from engine.raster.plan import (
     PIECE_BYTES,
@@ -39,7 +37,7 @@ from engine.raster.plan import (
 from engine.raster.reflectance import LoadedPiece, Reflectance, Scratch
 from engine.raster.scene import Scene, SceneReader
 from engine.raster.spectra import BandMatch
-from engine.raster.threads import Crew, Lanes, Relay, Stopped
+from engine.raster.threads import Crew, Lanes, Relay
 from engine.raster.tiles import Piece, Strip, Tile, Tiling, Window
 
 log = logging.getLogger(__name__)
@@ -47,7 +45,6 @@ log = logging.getLogger(__name__)
 Sink = Callable[[Window, NDArray[np.float32], NDArray[np.bool_]], None]
 ValidMask = Callable[[Window], NDArray[np.bool_]]
 
-_QUICK_BATCH_S = 0.2  # a cancel may wait so long
 _BUFFERS = 3  # pieces that are held: one is read, one waits, one is computed
 # GDAL's own cache has to hold one block of all bands, or it decodes blocks again for each band.
 # Its default, 5 % of the machine's memory, would grow with the scene.
@@ -137,8 +134,8 @@ def stream_scene(
 
     with (
         Crew() as crew,
-        _LayerWatch(feedback, crew.stop) as watch,
-        _make_lanes(lane_count, crew.stop) as lanes,
+        LayerWatch(feedback, crew.stop) as watch,
+        make_lanes(lane_count, crew.stop) as lanes,
     ):
         stage = _DeviceStage(scene, match, model, tiling, device, precision, lanes, watch, feedback)
         free: Relay[Stored] = crew.relay(_BUFFERS)
@@ -193,62 +190,6 @@ def _write(finished: Relay[_Finished | None], sink: Sink) -> None:
         sink(area.window, values, area.valid)
 
 
-class _LayerWatch:
-    """Looks for a cancel before each layer too: a batch may take seconds on a slow CPU.
-
-    torch then takes a longer way through every layer of the process, up to a tenth of the time of
-    a model of many small ones. So a batch that was quick ends the watch: those that follow are as
-    quick, and between them the cancel is looked for anyway.
-
-    Use as a context manager, in the thread that asks the user.
-    """
-
-    def __init__(self, feedback: Feedback, stop: threading.Event) -> None:
-        self._feedback = feedback
-        self._stop = stop
-        self._thread = threading.get_ident()
-        self._ending = threading.Lock()
-
-    def _look(self, module: torch.nn.Module, args: Any) -> None:
-        if threading.get_ident() == self._thread:
-            self._feedback.raise_if_cancelled()
-        elif self._stop.is_set():
-            raise Stopped
-
-    def see_batch(self, seconds: float) -> None:
-        """Hear how long a batch of whole tiles takes; may be called by any thread."""
-        if seconds < _QUICK_BATCH_S:
-            self._end()
-
-    def _end(self) -> None:
-        """Take the hook away, once: torch looks whether it is there and only then deletes it."""
-        with self._ending:
-            self._hook.remove()
-
-    def __enter__(self) -> Self:
-        self._hook = register_module_forward_pre_hook(self._look)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._end()
-
-
-@contextmanager
-def _make_lanes(count: int, stop: threading.Event) -> Iterator[Lanes]:
-    """Share the cores among lanes: whole batches side by side, not the steps of each.
-
-    Threads that share a step wait for each other at its end, and so for whichever has the reader
-    on its core.
-    """
-    threads = torch.get_num_threads()
-    try:
-        with Lanes(count, stop, partial(torch.set_num_threads, threads // count)) as lanes:
-            yield lanes
-    finally:
-        # The number that a thread sets is its own, and also that of threads which begin later.
-        torch.set_num_threads(threads)
-
-
 class _DeviceStage:
     """Work of the device: pieces in, finished rows out."""
 
@@ -261,7 +202,7 @@ class _DeviceStage:
         device: torch.device,
         precision: Literal["float32", "bfloat16"],
         lanes: Lanes,
-        watch: _LayerWatch,
+        watch: LayerWatch,
         feedback: Feedback,
     ) -> None:
         self._reflectance = Reflectance(scene, match, device)

@@ -65,7 +65,7 @@ ROWS = (
     Row("engine/raster/tiles.py", ()),
     Row("engine/raster/stream.py", (*EVERYWHERE, "engine.raster", "numpy", "rasterio", "torch")),
     Row(
-        "engine/raster/pair_stream.py",
+        "engine/raster/pair_s*.py",  # pair_sample and pair_stream hand an ImagePair on
         (*EVERYWHERE, "engine.raster", "engine.models.fusion.method", "numpy", "rasterio", "torch"),
     ),
     Row("engine/raster/model_threads.py", (*EVERYWHERE, "engine.raster", "torch")),

@@ -11,7 +11,7 @@ import torch
 
 from engine.errors import CancelledError, DeviceError, RequestError, SceneError
 from engine.feedback import SilentFeedback
-from engine.raster import plan, stream
+from engine.raster import model_threads, plan, stream
 from engine.raster.scene import open_scene
 from engine.raster.spectra import BandMatch
 from engine.raster.stream import stream_scene
@@ -377,13 +377,13 @@ def test_a_cancel_is_answered_between_the_layers_of_a_slow_model(source):
 
 def test_layers_of_a_quick_model_are_no_longer_watched(source, monkeypatch):
     looks = []
-    plain = stream._LayerWatch._look
+    plain = model_threads.LayerWatch._look
 
     def count(self, module, args):
         looks.append(module)
         plain(self, module, args)
 
-    monkeypatch.setattr(stream._LayerWatch, "_look", count)
+    monkeypatch.setattr(model_threads.LayerWatch, "_look", count)
 
     class Quick(torch.nn.Module):
         tiling, out_channels = Tiling(8, 0), BANDS
@@ -498,7 +498,7 @@ def test_too_little_memory_in_lanes_gives_the_same_result(tmp_path, lanes, monke
 
 def test_lanes_that_end_the_watch_together_do_not_stumble():
     """torch's handle looks for its hook and then deletes it: two at once find it both."""
-    watch = stream._LayerWatch(SilentFeedback(), threading.Event())
+    watch = model_threads.LayerWatch(SilentFeedback(), threading.Event())
     hooks, failed = {"hook": 1}, []
 
     class Handle:
