@@ -34,16 +34,24 @@ class Consistency(NamedTuple):
     msi_energy: Tensor
     msi_valid: Tensor
 
+    def layers(self) -> Tensor:
+        """What tiles pass on: (B, 4, h*r, w*r) of hyperspectral error and energy, then both others.
+
+        NaN where a pixel is not known. A coarse pixel's values stand at all its fine pixels.
+        """
+        hsi = torch.stack([self.hsi_error, self.hsi_energy], dim=1)
+        hsi = torch.where(self.hsi_valid[:, None], hsi, torch.nan)
+        msi = torch.stack([self.msi_error, self.msi_energy], dim=1)
+        msi = torch.where(self.msi_valid[:, None], msi, torch.nan)
+        return torch.cat([interpolate(hsi, size=msi.shape[-2:]), msi], dim=1)
+
     def on_fine_grid(self) -> Tensor:
         """Relative root mean square differences, (B, 2, h*r, w*r): hyperspectral, multispectral.
 
-        0 where a pixel is given back exactly; NaN where it is not known. A coarse pixel's
-        difference stands at all its fine pixels.
+        0 where a pixel is given back exactly; NaN where it is not known.
         """
-        size = self.msi_valid.shape[-2:]
-        hsi = _relative(self.hsi_error, self.hsi_energy, self.hsi_valid)
-        msi = _relative(self.msi_error, self.msi_energy, self.msi_valid)
-        return torch.stack([interpolate(hsi[:, None], size=size)[:, 0], msi], dim=1)
+        layers = self.layers()
+        return relative_difference(layers[:, ::2], layers[:, 1::2])
 
 
 def measure_consistency(
@@ -79,6 +87,6 @@ def known_pixels(pair: ImagePair) -> Tensor:
     return coarse & pair.msi_valid
 
 
-def _relative(error: Tensor, energy: Tensor, valid: Tensor) -> Tensor:
-    relative = torch.sqrt(error / energy.clamp(min=_BLACK**2))
-    return torch.where(valid, relative, torch.nan)
+def relative_difference(error: Tensor, energy: Tensor) -> Tensor:
+    """Root mean square difference relative to the image, of squares; NaN stays."""
+    return torch.sqrt(error / energy.clamp(min=_BLACK**2))
