@@ -11,7 +11,9 @@ from sklearn.linear_model import LinearRegression
 Array = NDArray[np.float64]
 
 # Strengths of the prior that are tried, as shares of the spectra's mean variance.
-_RIDGES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+_RIDGES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+# The strongest is taken that leaves no more than this times what the best one leaves.
+_AS_GOOD = 1.003
 # Parts of the sample, in its order (so that they are places), that judge the strengths.
 _FOLDS = 4
 # Pixels further off than this many spreads (1.48 median deviations) of the others have changed
@@ -116,7 +118,7 @@ def _one_band(
 
 
 def _best_ridge(spectra: Array, values: Array, prior: Array | None) -> float:
-    """The strength of the prior with which left-out parts of the sample are explained best."""
+    """The strongest prior with which left-out parts of the sample are explained as by the best."""
     folds = np.arange(len(spectra)) * _FOLDS // max(len(spectra), 1)
     left_over = np.zeros(len(_RIDGES))
     for fold in range(_FOLDS):
@@ -127,7 +129,7 @@ def _best_ridge(spectra: Array, values: Array, prior: Array | None) -> float:
             weights, offset = _fit(spectra[~held], values[~held], prior, ridge)
             # Absolute, so that a few changed pixels do not decide.
             left_over[i] += np.abs(values[held] - spectra[held] @ weights - offset).sum()
-    return _RIDGES[int(np.argmin(left_over))]
+    return _RIDGES[int(np.flatnonzero(left_over <= _AS_GOOD * left_over.min())[-1])]
 
 
 def _fit(spectra: Array, values: Array, prior: Array | None, ridge: float) -> tuple[Array, float]:

@@ -17,10 +17,12 @@ from engine.training.pair_agreement import Agreement
 LIMIT_PX = 3.0
 """Coarse pixels, right or down, beyond which two images are not brought together by a shift."""
 
-# A shift is believed when its place stands out: by so many spreads (1.48 median deviations) of
-# what all other places come to, by so much of the variance, and more than any of them.
+# A shift is believed when its place stands out from all others: by so many spreads (1.48 median
+# deviations) of what those come to and so much of the variance, or by leaving so much less than any
+# of them, which a small scene of a few large fields cannot do by chance either.
 _STANDS_OUT = 6.0
 _STANDS_OUT_SHARE = 0.03
+_LEAVES_LESS = 0.5
 # How far from the best place the others begin, coarse pixels along a side.
 _APART_PX = 2
 # Of fewer other places no usual value can be told.
@@ -124,8 +126,8 @@ def _stands_out(best: float, others: NDArray[np.float64]) -> bool:
         return False
     usual = float(np.median(others))
     spread = 1.4826 * float(np.median(np.abs(others - usual)))
-    drop = usual - best
-    return drop > max(_STANDS_OUT * spread, _STANDS_OUT_SHARE) and best < others.min()
+    usually = usual - best > max(_STANDS_OUT * spread, _STANDS_OUT_SHARE) and best < others.min()
+    return bool(usually or best < _LEAVES_LESS * others.min())
 
 
 def _refined(cost: Cost, x_px: float, y_px: float) -> tuple[float, float]:
