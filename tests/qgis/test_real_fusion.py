@@ -20,7 +20,16 @@ from qgis.core import (
     QgsRasterLayer,
 )
 
-from tests.qgis.two_images import COARSE_M, HEIGHT, RATIO, WAVELENGTHS_NM, WIDTH, move, write_pair
+from tests.qgis.two_images import (
+    COARSE_M,
+    FWHM_NM,
+    HEIGHT,
+    RATIO,
+    WAVELENGTHS_NM,
+    WIDTH,
+    move,
+    write_pair,
+)
 
 pytestmark = pytest.mark.usefixtures("real_plugin")
 CLASSICAL = ("bicubic", "gsa", "glphs", "cnmf")
@@ -96,7 +105,7 @@ def test_a_fused_image_keeps_the_bands(fused, place):
         band = made.GetRasterBand(number)
         assert band.GetDescription() == scene.GetRasterBand(number).GetDescription()
         assert float(band.GetMetadataItem("wavelength")) == pytest.approx(wavelength_nm)
-        assert float(band.GetMetadataItem("fwhm")) == pytest.approx(10)
+        assert float(band.GetMetadataItem("fwhm")) == pytest.approx(FWHM_NM)
 
 
 def test_numbers_of_a_fused_image_are_reflectance_in_qgis(fused, place):
@@ -115,7 +124,7 @@ def test_a_fused_image_opens_in_its_own_colours(fused):
     renderer = layer.renderer()
     assert renderer.type() == "multibandcolor"
     shown = [renderer.redBand(), renderer.greenBand(), renderer.blueBand()]
-    assert [WAVELENGTHS_NM[number - 1] for number in shown] == [670, 560, 480]
+    assert [WAVELENGTHS_NM[number - 1] for number in shown] == [650, 550, 470]
     stretch = renderer.greenContrastEnhancement()
     assert 0 <= stretch.minimumValue() < stretch.maximumValue() < 0.5
 

@@ -7,10 +7,8 @@ from osgeo import gdal, osr
 RATIO = 3
 WIDTH, HEIGHT = 60, 48  # coarse pixels
 CORNER, COARSE_M = (390000.0, 5820000.0), 30.0
-WAVELENGTHS_NM = (
-    *(443, 480, 520, 560, 600, 640, 670, 704, 740, 783, 833, 865, 940),
-    *(1050, 1240, 1560, 1650, 2070, 2202, 2300),
-)
+WAVELENGTHS_NM = (*range(430, 971, 20), 1050, 1240, 1560, 1650, 2070, 2202, 2300)
+FWHM_NM = 20
 FINE_NM = ((490, 65), (560, 35), (665, 30), (842, 115))  # centre and width, as of Sentinel-2
 SCALE = 0.0001
 
@@ -85,7 +83,7 @@ def write_pair(folder):
     """Write ``hsi.tif``, ``msi.tif`` and ``truth.tif``, which is what a fusion should make."""
     fine = fine_shares()
     coarse = [[block_mean(fine, x, y) for x in range(WIDTH)] for y in range(HEIGHT)]
-    narrow = [(wavelength, 10, spectra(wavelength)) for wavelength in WAVELENGTHS_NM]
+    narrow = [(wavelength, FWHM_NM, spectra(wavelength)) for wavelength in WAVELENGTHS_NM]
     broad = [(centre, width, fine_spectra(centre, width)) for centre, width in FINE_NM]
     write_image(folder / "hsi.tif", coarse, narrow, COARSE_M)
     write_image(folder / "msi.tif", fine, broad, COARSE_M / RATIO)
