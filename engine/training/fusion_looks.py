@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,8 @@ BEFORE_COLOR, AFTER_COLOR, FINE_COLOR = "#1f2a2e", "#0b6e6e", "#c4572b"
 POINTS = 4
 MOST_SPECTRA = 4096
 INVALID_GREY = 1.0
+# Fine pixels along a side of what is shown: enough to see, and quick for every method.
+LOOK_FINE_PX = 240
 # A colour of the fine image may lie this far from that of the coarse one: its bands are broad.
 SAME_COLOUR_NM = 80.0
 
@@ -74,6 +77,32 @@ class Look:
         height, width = self.hsi_valid.shape
         blocks = self.msi_valid.reshape(height, self.ratio, width, self.ratio)
         return self.hsi_valid & np.asarray(blocks.all(axis=(1, 3)))
+
+
+def look_part(sample: Sequence[ImagePair], fine_px: int = LOOK_FINE_PX) -> ImagePair:
+    """Choose what is shown of a pair: a square with as many valid pixels as there is.
+
+    Args:
+        sample: of the pair, one image each.
+        fine_px: along a side of the square, at most.
+    """
+    best, most = sample[0], -1
+    for part in sample:
+        height, width = part.hsi.shape[-2:]
+        side = max(fine_px // part.ratio, 1)
+        for row in _starts(height, side):
+            for column in _starts(width, side):
+                square = part.crop(slice(row, row + side), slice(column, column + side))
+                count = int(square.hsi_valid.sum()) * part.ratio**2 + int(square.msi_valid.sum())
+                if count > most:
+                    best, most = square, count
+    return best
+
+
+def _starts(length: int, side: int) -> list[int]:
+    """Where squares begin along a side, from the middle outwards, half of each in the next."""
+    last = max(length - side, 0)
+    return sorted({*range(0, last + 1, max(side // 2, 1)), last}, key=lambda at: abs(at - last / 2))
 
 
 def sample_points(look: Look, count: int = POINTS) -> list[Point]:
