@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -23,6 +23,7 @@ from engine.models.fusion.details import (
 )
 from engine.models.fusion.injection import MOST_CURVED, Injection, InjectionConfig
 from engine.models.fusion.method import ImagePair, upsample
+from engine.models.fusion.noise import missing_noise, with_noise
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +40,11 @@ CANDIDATES = (
 """Which features may have weights; places that the fit has not seen choose."""
 
 _FOLDS = 4
+# How often noise is drawn for the same pixels, at most, and until so many have got some.
+_MOST_DRAWS = 4
+_DRAWN_PX = 4096
+# Known fine pixels of which means and components are taken.
+_MOST_SPECTRA = 20_000
 
 
 class KnownFine(Protocol):
@@ -71,24 +77,71 @@ def fit_injection(
     Args:
         triplets: pairs with their known fine image; at least one.
         spread: of the coarse sensor; a Gaussian as wide as a coarse pixel when None.
-        inputs: pairs of the same sensors at any scale of which no fine image is known. What the
-            coarse image says about the multispectral bands is learned of these too; of
-            the triplets' own pairs when empty.
+        inputs: the pairs at the scale at which the start will be used, of which ``triplets``
+            are the degraded ones. Only the noise of their coarse images is looked at: what the
+            triplets have less of is added to them. Nothing is added when empty.
 
     Raises:
         ValueError: no pixel is valid in all images.
     """
     pairs = [triplet.pair for triplet in triplets]
     spread = PointSpread.gaussian(pairs[0].ratio) if spread is None else spread
-    hsi, msi = seen_by_both(inputs or pairs, spread)
+    hsi, msi = _all_spectra(triplets, spread)
     injection = _standardised(hsi, msi, spread)
     _set_limits(injection, pairs)
     guide, _ = affine_fit((msi - msi.mean(0)) / injection.msi_std, hsi)
     injection.weights[:, : msi.shape[1]] = guide
+    if inputs:
+        triplets = _as_noisy(triplets, missing_noise(pairs, inputs, spread))
     sums = [_sums(injection, triplet) for triplet in triplets]
     injection.weights += _chosen(injection.config, _Sums.together(sums)).T
     _fit_gains(injection, triplets, hsi)
     return injection
+
+
+def _all_spectra(triplets: Sequence[KnownFine], spread: PointSpread) -> tuple[Tensor, Tensor]:
+    """Return (N, L) and (N, M) float64 spectra of both sensors, at both scales.
+
+    Coarse pixels beside the degraded multispectral image, and known fine pixels beside the
+    multispectral image itself.
+    """
+    hsi, msi = seen_by_both([triplet.pair for triplet in triplets], spread)
+    fine_hsi, fine_msi = [], []
+    for triplet in triplets:
+        use = _use(triplet)
+        fine_hsi.append(triplet.target.movedim(1, -1)[use])
+        fine_msi.append(triplet.pair.msi.movedim(1, -1)[use])
+    step = max(1, sum(map(len, fine_hsi)) // _MOST_SPECTRA)
+    return (
+        torch.cat([hsi, torch.cat(fine_hsi)[::step].double()]),
+        torch.cat([msi, torch.cat(fine_msi)[::step].double()]),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Noisy:
+    """A triplet whose coarse image got noise."""
+
+    pair: ImagePair
+    target: Tensor
+    target_valid: Tensor
+
+
+def _as_noisy(triplets: Sequence[KnownFine], noise: Tensor) -> Sequence[KnownFine]:
+    """Add noise (L,) to the coarse images; several times, where pixels are few."""
+    if not bool(noise.any()):
+        return triplets
+    pixels = sum(triplet.pair.hsi_valid.numel() for triplet in triplets)
+    draws = max(1, min(_MOST_DRAWS, _DRAWN_PX // pixels))
+    return [
+        _Noisy(
+            replace(triplet.pair, hsi=with_noise(triplet.pair.hsi, noise, draw + draws * index)),
+            triplet.target,
+            triplet.target_valid,
+        )
+        for index, triplet in enumerate(triplets)
+        for draw in range(draws)
+    ]
 
 
 @dataclass(frozen=True, eq=False)
