@@ -44,8 +44,8 @@ def choose_bands(hsi: Scene, msi: Scene) -> PairBands:
     Raises:
         SceneError: no band of one of the images is left.
     """
-    usable, hsi_notes = _usable(hsi)
-    fine, msi_notes = _usable(msi)
+    usable, hsi_notes = find_usable(hsi)
+    fine, msi_notes = find_usable(msi)
     inside, range_notes = _inside(hsi, msi, usable, fine)
     return PairBands(
         hsi_index=tuple(range(len(hsi.band_sources))),
@@ -78,8 +78,8 @@ def share_inside(msi: BandTable, hsi: BandTable) -> NDArray[np.float64]:
     return np.asarray(shares, np.float64)
 
 
-def _usable(scene: Scene) -> tuple[tuple[int, ...], tuple[str, ...]]:
-    """Bands that are good and not empty.
+def find_usable(scene: Scene) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """The bands of a scene, 0-based, that are good and not empty, and a note on empty ones.
 
     Raises:
         SceneError: there are none.

@@ -143,6 +143,11 @@ class FusionMeter:
         self._angle_sum, self._angles = 0.0, 0
         self._quality = _BlockQuality(bands)
 
+    @property
+    def pixels(self) -> int:
+        """That were added so far."""
+        return self._pixels
+
     def update(self, result: Array, reference: Array, valid: Array | None = None) -> None:
         """Add a window; see `score_fusion` for the arguments.
 

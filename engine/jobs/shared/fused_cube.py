@@ -131,6 +131,30 @@ class Given:
         return float(np.sqrt(self.error / self.energy)) if self.energy else 0.0
 
 
+class Overview:
+    """Some pixels of maps, as many as a picture shows.
+
+    Args:
+        maps: K.
+        window: that the maps cover.
+    """
+
+    def __init__(self, maps: int, window: Window) -> None:
+        self._window = window
+        self._step = max(1, -(-max(window.height, window.width) // OVERVIEW_PX))
+        shape = (maps, -(-window.height // self._step), -(-window.width // self._step))
+        self.picture = np.full(shape, np.nan, np.float32)
+
+    def keep(self, window: Window, values: NDArray[np.floating[Any]]) -> None:
+        """Keep some of the (K, h, w) pixels of a window inside the whole."""
+        row_off = window.row_off - self._window.row_off
+        col_off = window.col_off - self._window.col_off
+        first_row, first_col = -row_off % self._step, -col_off % self._step
+        some = values[:, first_row :: self._step, first_col :: self._step]
+        row, col = (row_off + first_row) // self._step, (col_off + first_col) // self._step
+        self.picture[:, row : row + some.shape[1], col : col + some.shape[2]] = some
+
+
 class FusedOutput:
     """What the tiles of a fused image become: the cube, its consistency, and sums for the report.
 
@@ -153,14 +177,16 @@ class FusedOutput:
     ) -> None:
         self._cube = cube
         self._consistency = consistency
-        self._grid = grid
         self._bands = bands
         self._integers = integers
         self.valid_pixels = self.clipped_values = 0
         self.hsi, self.msi = Given(), Given()
-        self._step = max(1, -(-max(grid.height, grid.width) // OVERVIEW_PX))
-        shape = (2, -(-grid.height // self._step), -(-grid.width // self._step))
-        self.overview = np.full(shape, np.nan, np.float32)
+        self._overview = Overview(2, Window(grid.row_off, grid.col_off, grid.height, grid.width))
+
+    @property
+    def overview(self) -> NDArray[np.float32]:
+        """(2, h, w) relative differences from both images, of some fine pixels."""
+        return self._overview.picture
 
     def __enter__(self) -> Self:
         self._cube.__enter__()
@@ -192,7 +218,7 @@ class FusedOutput:
         relative = relative_difference(error, energy).numpy()
         if self._consistency is not None:
             self._consistency.write(window, relative)
-        self._keep(window, relative)
+        self._overview.keep(window, relative)
         self._cube.write(window, self._stored(cube, valid))
 
     def _stored(self, cube: NDArray[np.float32], valid: NDArray[np.bool_]) -> NDArray[Any]:
@@ -208,12 +234,3 @@ class FusedOutput:
         np.clip(numbers, -_INT16_LIMIT, _INT16_LIMIT, out=numbers)
         numbers[missing] = INT16_NODATA
         return numbers.astype(np.int16)
-
-    def _keep(self, window: Window, relative: NDArray[np.float32]) -> None:
-        """Keep some pixels for the picture in the report."""
-        row_off = window.row_off - self._grid.row_off
-        col_off = window.col_off - self._grid.col_off
-        first_row, first_col = -row_off % self._step, -col_off % self._step
-        some = relative[:, first_row :: self._step, first_col :: self._step]
-        row, col = (row_off + first_row) // self._step, (col_off + first_col) // self._step
-        self.overview[:, row : row + some.shape[1], col : col + some.shape[2]] = some
