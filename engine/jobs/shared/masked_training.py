@@ -182,6 +182,8 @@ def require_bytes(
     in_channels: int,
     devices: Devices,
     needed: Callable[[str, int], int],
+    *,
+    batch_is_free: bool = True,
 ) -> None:
     """Refuse a preset that the memory will not hold, however its need is estimated.
 
@@ -191,6 +193,7 @@ def require_bytes(
         in_channels: C, bands.
         devices: to run on.
         needed: the bytes that a preset needs for a number of tiles on one device.
+        batch_is_free: whether a request may choose another batch.
 
     Raises:
         CapacityError: with what is needed, what there is, and the largest preset that fits.
@@ -206,7 +209,7 @@ def require_bytes(
     fitting = [name for name, tiles in batches.items() if fits(name, tiles)]
     fewer = [tiles for tiles in _halves(batch_tiles) if fits(preset, tiles)]
     ways = [f"the preset {fitting[0]}"] if fitting else []
-    ways += [f"a batch_size of {fewer[0]}"] if fewer else []
+    ways += [f"a batch_size of {fewer[0]}"] if fewer and batch_is_free else []
     where = "the GPU" if devices.choice.device.type == "cuda" else "this computer"
     wanted_bytes = needed(preset, -(-batch_tiles // devices.count))
     raise CapacityError(
