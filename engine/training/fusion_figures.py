@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -30,21 +31,19 @@ def consistency_figure(maps: NDArray[np.float32]) -> Figure:
     """
     figure = Figure(figsize=(9.6, 4.2), layout="constrained")
     for axes, title, image in zip(figure.subplots(1, 2), TITLES, maps, strict=True):
-        known = image[np.isfinite(image)]
-        top = float(np.quantile(known, SHOWN_SHARE)) if known.size else LEAST_SHOWN
-        shown = axes.imshow(
-            100 * image, cmap=CONSISTENCY_COLORS, vmin=0, vmax=100 * max(top, LEAST_SHOWN),
-            interpolation="nearest",
-        )  # fmt: skip
-        axes.set_facecolor("#dfe5e3")
-        axes.set_xticks([])
-        axes.set_yticks([])
-        axes.spines[:].set_visible(False)
+        _draw_map(figure, axes, image)
         axes.set_title(f"difference {title}", fontsize=9, color=INK)
-        bar = figure.colorbar(shown, ax=axes, shrink=0.8, extend="max")
-        bar.ax.tick_params(labelsize=8, colors=MUTED)
-        bar.set_label("per cent", fontsize=8, color=INK)
-        bar.outline.set_visible(False)
+    return figure
+
+
+def difference_figure(image: NDArray[np.float32]) -> Figure:
+    """Draw where a result differs from its reference.
+
+    Args:
+        image: (h, w) relative differences; NaN where nothing is known.
+    """
+    figure = Figure(figsize=(5.6, 4.2), layout="constrained")
+    _draw_map(figure, figure.subplots(), image)
     return figure
 
 
@@ -89,6 +88,24 @@ def quality_figure(scores: FusionScores, bands: BandTable | None) -> Figure:
     right.set_ylim(top=1.0)
     right.set_ylabel("UIQI", color="#c4572b")
     return figure
+
+
+def _draw_map(figure: Figure, axes: Any, image: NDArray[np.float32]) -> None:
+    """Draw relative differences in per cent, with a colour bar."""
+    known = image[np.isfinite(image)]
+    top = float(np.quantile(known, SHOWN_SHARE)) if known.size else LEAST_SHOWN
+    shown = axes.imshow(
+        100 * image, cmap=CONSISTENCY_COLORS, vmin=0, vmax=100 * max(top, LEAST_SHOWN),
+        interpolation="nearest",
+    )  # fmt: skip
+    axes.set_facecolor("#dfe5e3")
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.spines[:].set_visible(False)
+    bar = figure.colorbar(shown, ax=axes, shrink=0.8, extend="max")
+    bar.ax.tick_params(labelsize=8, colors=MUTED)
+    bar.set_label("per cent", fontsize=8, color=INK)
+    bar.outline.set_visible(False)
 
 
 def _line(

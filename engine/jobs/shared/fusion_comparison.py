@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import product
 from math import isqrt
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +20,7 @@ from engine.raster.pair import Pair, fine_window
 from engine.raster.pair_bands import find_usable, take_bands
 from engine.raster.pair_grid import intersection, overlap, overlap_note
 from engine.raster.pair_reader import PairReader
-from engine.raster.pair_stream import as_tensors
+from engine.raster.pair_sample import as_tensors
 from engine.raster.scene import Scene
 from engine.raster.spectra import BandTable, match_bands
 from engine.raster.tiles import Window
