@@ -171,14 +171,18 @@ def fill_invalid(
 
 
 def upsample(values: Tensor, ratio: int) -> Tensor:
-    """Interpolate coarse pixels bicubically onto the fine grid.
+    """Interpolate coarse pixels onto the fine grid by cubic convolution.
+
+    With Keys' parameter of -0.5 (IEEE TASSP 29(6), 1981), which keeps slopes straight. torch has
+    it where it antialiases, which enlarging does not need; without, its parameter is -0.75, a
+    slope gets steps, and it takes twice as long.
 
     Args:
         values: (B, C, h, w) float, valid everywhere, see `fill_invalid`.
-        ratio: fine pixels along one side of a coarse one.
+        ratio: fine pixels along a coarse one.
 
     Returns:
         (B, C, h*ratio, w*ratio); depends on `BICUBIC_REACH_PX` coarse pixels around.
     """
     size = (values.shape[-2] * ratio, values.shape[-1] * ratio)
-    return interpolate(values, size=size, mode="bicubic", align_corners=False)
+    return interpolate(values, size=size, mode="bicubic", align_corners=False, antialias=True)
