@@ -145,6 +145,7 @@ class DTSNet(nn.Module):
                 f"A coarse image of {h} x {w} px at ratio {self.config.ratio} needs a fine one of "
                 f"{fine[0]} x {fine[1]} px, not {msi.shape[-2]} x {msi.shape[-1]}."
             )
+        hsi, msi = _as_it_is_fast(hsi), _as_it_is_fast(msi)
         up = F.interpolate(hsi, size=fine, mode="bilinear", align_corners=False)
         return Streams(
             hsi=self.hsi(hsi),
@@ -193,6 +194,17 @@ class DTSNet(nn.Module):
         if self.config.down == "area":
             return F.avg_pool2d(msi, self.config.ratio)
         return F.interpolate(msi, size=(h, w), mode="bicubic", align_corners=False)
+
+
+def _as_it_is_fast(image: Tensor) -> Tensor:
+    """The same image, on a CPU with a pixel's channels side by side in memory.
+
+    Convolutions keep that order. Without it each of them brings its input into another and its
+    result back, which takes a fifth of a plain one and two thirds of a grouped one.
+    """
+    if image.device.type != "cpu":
+        return image
+    return image.contiguous(memory_format=torch.channels_last)
 
 
 def reach_px(config: DTSConfig) -> int:
