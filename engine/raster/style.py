@@ -162,6 +162,48 @@ class RampStyle:
         return _qml("singlebandpseudocolor", limits, _tag("rastershader", ramp))
 
 
+@dataclass(frozen=True)
+class RgbStyle:
+    """Three bands of many as a colour picture.
+
+    Args:
+        red: band number, 1-based.
+        green: likewise.
+        blue: likewise.
+        limits: (darkest, brightest) value of each, as QGIS sees it: scaled; None until the
+            picture is there to be looked at.
+    """
+
+    red: int
+    green: int
+    blue: int
+    limits: tuple[tuple[float, float], ...] | None = None
+
+    @property
+    def bands(self) -> tuple[int, int, int]:
+        """Red, green and blue, 1-based."""
+        return self.red, self.green, self.blue
+
+    def qml(self) -> str:
+        """QGIS style: each colour stretched between its limits; unstretched without any."""
+        names = ("red", "green", "blue")
+        bands = {f"{name}Band": str(band) for name, band in zip(names, self.bands, strict=True)}
+        stretches = [
+            _tag(
+                f"{name}ContrastEnhancement",
+                _tag("minValue", text=f"{low:.6g}"),
+                _tag("maxValue", text=f"{high:.6g}"),
+                _tag("algorithm", text="StretchToMinimumMaximum"),
+            )
+            for name, (low, high) in zip(names, self.limits or (), strict=False)
+        ]
+        common = {"type": "multibandcolor", "opacity": "1", "alphaBand": "-1", "nodataColor": ""}
+        renderer = _tag(
+            "rasterrenderer", _tag("rasterTransparency"), *stretches, attributes=common | bands
+        )
+        return _document(_tag("pipe", renderer))
+
+
 def check_classes(classes: Sequence[ClassInfo], largest: int) -> None:
     """Check that a map can hold the classes.
 

@@ -16,7 +16,8 @@ import json, sys
 import numpy as np
 from rasterio.transform import from_origin
 from engine.raster.polygons import PolygonWriter
-from engine.raster.style import ClassInfo, ClassStyle, RampStyle
+from engine.raster.cube import CubeInfo
+from engine.raster.style import ClassInfo, ClassStyle, RampStyle, RgbStyle
 from engine.raster.tiles import Window
 from engine.raster.writer import Grid, RasterWriter
 
@@ -27,6 +28,12 @@ with RasterWriter(f"{folder}/m.tif", grid, ["c"], "uint8", 0, style=ClassStyle(c
     writer.write(window, values)
 with RasterWriter(f"{folder}/p.tif", grid, ["p"], "float32", None, style=RampStyle()) as writer:
     writer.write(window, values / np.float32(8))
+cube = np.arange(24 * 17, dtype=np.int16).reshape(1, 24, 17) * np.ones((4, 1, 1), np.int16)
+with RasterWriter(
+    f"{folder}/f.tif", grid, list("abcd"), "int16", -32768, style=RgbStyle(4, 2, 1),
+    cube=CubeInfo(scale=1e-3),
+) as writer:
+    writer.write(window, cube)
 values[0, :9] = 200
 with PolygonWriter(f"{folder}/v.gpkg", grid, classes) as writer:
     writer.write(window, values[0], values[0] / np.float32(255))
@@ -75,6 +82,19 @@ def test_qgis_reads_the_ramp(written, qgis_app):
     assert [item.value for item in items] == [0, 0.25, 0.5, 0.75, 1]
     brightness = [item.color.value() for item in items]
     assert brightness == sorted(brightness, reverse=True)
+
+
+def test_qgis_shows_a_cube_in_colours_between_limits_in_reflectance(written, qgis_app):
+    layer = QgsRasterLayer(str(written / "f.tif"), "fused")
+    renderer = layer.renderer()
+    assert renderer.type() == "multibandcolor"
+    assert (renderer.redBand(), renderer.greenBand(), renderer.blueBand()) == (4, 2, 1)
+    stretch = renderer.redContrastEnhancement()
+    # QGIS counts in scaled values: 2 and 98 % of 0 to 407 thousandths.
+    low, high = stretch.minimumValue(), stretch.maximumValue()
+    assert (round(low, 3), round(high, 3)) == (0.008, 0.399)
+    bottom = layer.dataProvider().sample(layer.extent().center(), 1)[0]
+    assert low < bottom < high
 
 
 @pytest.mark.parametrize("ending", ["", "|layername=v"])
