@@ -48,13 +48,13 @@ def degraded(at: Known) -> Known:
 
 
 def with_gaps(pair: ImagePair) -> ImagePair:
-    """The same with clouds in both images; what is below them is not a number."""
+    """The same with clouds in both images; what is there is wrong by far."""
     hsi_valid, msi_valid = pair.hsi_valid.clone(), pair.msi_valid.clone()
     hsi_valid[:, 4:6, 7] = False
     hsi_valid[:, 0, 0] = False
     msi_valid[:, 20:23, 11:25] = False
-    hsi = pair.hsi.masked_fill(~hsi_valid[:, None], torch.nan)
-    msi = pair.msi.masked_fill(~msi_valid[:, None], torch.nan)
+    hsi = pair.hsi.masked_fill(~hsi_valid[:, None], 9.0)
+    msi = pair.msi.masked_fill(~msi_valid[:, None], 9.0)
     return ImagePair(hsi, msi, hsi_valid, msi_valid)
 
 
