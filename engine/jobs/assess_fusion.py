@@ -8,6 +8,7 @@ from typing import Any
 
 from engine.errors import RequestError
 from engine.feedback import Feedback, StepFeedback
+from engine.jobs.shared.fused_cube import RATIO_TAG
 from engine.jobs.shared.fusion_comparison import (
     Compared,
     GivenBack,
@@ -15,6 +16,7 @@ from engine.jobs.shared.fusion_comparison import (
     compare_with_reference,
 )
 from engine.jobs.shared.pairs import PairSettings, ReadyPair, Source, prepare_pair
+from engine.raster.dataset import open_dataset
 from engine.raster.outputs import check_outputs
 from engine.raster.pair import Pair, open_pair
 from engine.raster.pair_grid import pixel_ratio
@@ -134,7 +136,7 @@ def _beside_reference(
     reference = open_scene(request.reference)
     for note in reference.notes:
         feedback.warning(note)
-    ratio = float(request.ratio or (ready.pair.ratio if ready else math.nan))
+    ratio = request.ratio or (ready.pair.ratio if ready else _stated_ratio(result))
     if math.isnan(ratio):
         feedback.warning("There is no ERGAS, because it is relative to a ratio: give one.")
     step = StepFeedback(feedback, 0.6 if ready else 0.0, 0.95)
@@ -144,12 +146,18 @@ def _beside_reference(
     return compared
 
 
+def _stated_ratio(result: Scene) -> float:
+    """The ratio that a fused image states in its metadata; NaN where it does not."""
+    with open_dataset(result.files[0]) as dataset:
+        stated = dataset.tags().get(RATIO_TAG, "")
+    return float(stated) if stated.isdigit() else math.nan
+
+
 def _tell(compared: Compared | None, given_back: GivenBack | None, feedback: Feedback) -> None:
     if compared is not None:
-        scores = compared.scores.summary()
         told = ", ".join(
-            f"{measure.title} {format_number(scores[measure.key], measure.decimals)}{measure.unit}"
-            for measure in MEASURES
+            f"{measure.title} {format_number(value, measure.decimals)} {measure.unit}".strip()
+            for measure, value in zip(MEASURES, compared.scores.summary().values(), strict=True)
         )
         feedback.info(f"{compared.scores.pixels:,} pixels beside the reference: {told}.")
     if given_back is not None:

@@ -16,7 +16,13 @@ from engine.errors import RequestError
 from engine.feedback import Feedback, StepFeedback
 from engine.jobs.request import DeviceRequest
 from engine.jobs.shared.fuse_report import FuseRun, write_fuse_report
-from engine.jobs.shared.fused_cube import INT16_NODATA, FusedOutput, WholeCube
+from engine.jobs.shared.fused_cube import (
+    INT16_NODATA,
+    INT16_SCALE,
+    RATIO_TAG,
+    FusedOutput,
+    WholeCube,
+)
 from engine.jobs.shared.fusion_methods import (
     AUTOMATIC,
     LEARNT,
@@ -27,9 +33,11 @@ from engine.jobs.shared.fusion_methods import (
 )
 from engine.jobs.shared.pairs import PairSettings, ReadyPair, prepare_pair
 from engine.models.fusion.back_projection import BackProjection
+from engine.raster.cube import CubeInfo, colour_style
 from engine.raster.extent import window_of_extent
 from engine.raster.outputs import check_outputs
 from engine.raster.pair import Pair, fine_window
+from engine.raster.pair_dates import acquisition_time
 from engine.raster.pair_grid import intersection
 from engine.raster.pair_stream import stream_pair
 from engine.raster.style import RampStyle
@@ -227,7 +235,7 @@ def _cube_writer(
 ) -> RasterWriter:
     """Make the writer of the fused bands, with all that the scene says about them."""
     table = pair.hsi_table
-    names = [f"band {i + 1}" for i in pair.hsi_index] if table is None else list(table.names)
+    names = [f"band {i + 1}" for i in pair.hsi_index] if table is None else table.names
     integers = request.data_type == "int16"
     return RasterWriter(
         request.output,
@@ -236,6 +244,8 @@ def _cube_writer(
         request.data_type,
         INT16_NODATA if integers else float("nan"),
         tags=tags,
+        style=colour_style(table, len(names)),
+        cube=CubeInfo(table, INT16_SCALE if integers else 1.0, acquired=acquisition_time(pair.hsi)),
         feedback=feedback,
     )
 
@@ -266,7 +276,7 @@ def _provenance(
         "TIFFTAG_SOFTWARE": f"HyperKD for QGIS {engine_version()}",
         "ENGINE_VERSION": engine_version(),
         "FUSION_METHOD": chosen.name,
-        "FUSION_RATIO": str(pair.ratio),
+        RATIO_TAG: str(pair.ratio),
         "FUSION_SHIFT": f"{pair.shift_px[0]:.4f},{pair.shift_px[1]:.4f}",
         "FUSION_SPREAD_FWHM_PX": f"{physics.spread.fwhm_px:.4f}",
         "PARAMETERS": json.dumps(request.model_dump(exclude_none=True), ensure_ascii=False),

@@ -181,8 +181,7 @@ def _fit_rows(ready: ReadyPair) -> list[tuple[str, str]]:
         ("ratio", str(pair.ratio)),
         ("multispectral image on the fine grid", pair.resampled or "as stored"),
         ("common ground", f"{window.width} x {window.height} coarse pixels"),
-        ("shift", f"{pair.shift_px[0]:.2f} px to the right, {pair.shift_px[1]:.2f} px down "
-            f"(coarse pixels; {ready.shift_text})"),
+        ("the multispectral image lies", f"{ready.shift_words}; {ready.shift_text}"),
     ]  # fmt: skip
     if ready.found is not None:
         rows.append(

@@ -24,6 +24,7 @@ from engine.raster.tiles import Window
 from engine.raster.writer import Grid, RasterWriter
 
 CONSISTENCY_LAYERS = 4
+RATIO_TAG = "FUSION_RATIO"  # of a fused image, so that it can be assessed
 INT16_SCALE = 1e-4
 INT16_NODATA = -32768
 _INT16_LIMIT = 32767

@@ -113,6 +113,11 @@ class ReadyPair:
         return self.pair.msi_table
 
     @property
+    def shift_words(self) -> str:
+        """Where the multispectral image was found or said to lie, for people."""
+        return shift_words(*self.pair.shift_px)
+
+    @property
     def msi_names(self) -> tuple[str, ...]:
         """Names of the multispectral bands that are used, for people."""
         return _msi_names(self.pair)
@@ -269,7 +274,9 @@ def _residual(
 
 
 def shift_words(x_px: float, y_px: float) -> str:
-    """A shift as people read it."""
+    """A shift, coarse pixels, as people read it."""
+    if not (x_px or y_px):
+        return "where it should"
     sideways = f"{abs(x_px):.2f} px too far {'right' if x_px >= 0 else 'left'}"
     return f"{sideways} and {abs(y_px):.2f} px too far {'down' if y_px >= 0 else 'up'} (coarse px)"
 
