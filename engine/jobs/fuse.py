@@ -262,7 +262,7 @@ def _consistency_writer(
         "float32",
         float("nan"),
         tags=tags,
-        style=RampStyle(0.0, CONSISTENCY_TOP),
+        style=RampStyle(0.0, CONSISTENCY_TOP, dark_at_minimum=True),
         feedback=feedback,
     )
 

@@ -132,12 +132,14 @@ class RampStyle:
     """Numbers on a sequential ramp, the first band.
 
     Args:
-        minimum: value of the light end.
-        maximum: value of the dark end.
+        minimum: of the ramp.
+        maximum: of the ramp, its dark end.
+        dark_at_minimum: for errors: dark means sure, so their dark end is the smallest.
     """
 
     minimum: float = 0.0
     maximum: float = 1.0
+    dark_at_minimum: bool = False
 
     def qml(self) -> str:
         """QGIS style: straight between the ramp's colours."""
@@ -146,9 +148,10 @@ class RampStyle:
             f"{self.minimum + span * position / (len(_RAMP) - 1):g}"
             for position in range(len(_RAMP))
         ]
+        colors = _RAMP[::-1] if self.dark_at_minimum else _RAMP
         items = [
             _tag("item", attributes={"value": v, "color": color, "alpha": "255", "label": v})
-            for v, color in zip(values, _RAMP, strict=True)
+            for v, color in zip(values, colors, strict=True)
         ]
         shader = {
             "colorRampType": "INTERPOLATED",

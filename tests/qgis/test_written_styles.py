@@ -28,6 +28,9 @@ with RasterWriter(f"{folder}/m.tif", grid, ["c"], "uint8", 0, style=ClassStyle(c
     writer.write(window, values)
 with RasterWriter(f"{folder}/p.tif", grid, ["p"], "float32", None, style=RampStyle()) as writer:
     writer.write(window, values / np.float32(8))
+error = RampStyle(0, 0.2, dark_at_minimum=True)
+with RasterWriter(f"{folder}/e.tif", grid, ["e"], "float32", None, style=error) as writer:
+    writer.write(window, values / np.float32(100))
 cube = np.arange(24 * 17, dtype=np.int16).reshape(1, 24, 17) * np.ones((4, 1, 1), np.int16)
 with RasterWriter(
     f"{folder}/f.tif", grid, list("abcd"), "int16", -32768, style=RgbStyle(4, 2, 1),
@@ -95,6 +98,14 @@ def test_qgis_shows_a_cube_in_colours_between_limits_in_reflectance(written, qgi
     assert (round(low, 3), round(high, 3)) == (0.008, 0.399)
     bottom = layer.dataProvider().sample(layer.extent().center(), 1)[0]
     assert low < bottom < high
+
+
+def test_errors_are_dark_where_there_is_none(written, qgis_app):
+    layer = QgsRasterLayer(str(written / "e.tif"), "error")
+    items = layer.renderer().shader().rasterShaderFunction().colorRampItemList()
+    assert [item.value for item in items] == [0, 0.05, 0.1, 0.15, 0.2]
+    brightness = [item.color.value() for item in items]
+    assert brightness == sorted(brightness)
 
 
 @pytest.mark.parametrize("ending", ["", "|layername=v"])
