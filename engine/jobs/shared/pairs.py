@@ -30,6 +30,9 @@ ESTIMATE = "estimate"
 
 # Below it a shift is within what an estimate can tell, and moving the image would only blur it.
 MIN_SHIFT_PX = 0.05
+# A shift at which one image explains less of the other's detail may be chance: two images of
+# different places come to a tenth, when they are small.
+MIN_AGREEMENT = 0.15
 # Images this far apart are fused visibly worse; the paper's authors test against shifts too.
 MAX_RESIDUAL_SHIFT_PX = 0.3
 # A band that so little of the hyperspectral image explains brings details that are not there.
@@ -234,7 +237,7 @@ def _aligned(
     sample = _sample(pair, teller)
     teller.progress(0.3, "Looking for a shift between the images")
     found = estimate_shift(sample, pair.ratio, limit_px=settings.max_shift)
-    if not found.reliable:
+    if not found.reliable or found.agreement < MIN_AGREEMENT:
         teller.warning(
             "No shift between the images stands out, so none is corrected: they show too little "
             "that both can see, or differ too much."
@@ -265,7 +268,7 @@ def _residual(
     except SceneError as error:
         teller.warning(f"With the shift that was given: {error.sentence}")
         return None
-    if found.length_px > MAX_RESIDUAL_SHIFT_PX:
+    if found.length_px > MAX_RESIDUAL_SHIFT_PX and found.agreement >= MIN_AGREEMENT:
         teller.warning(
             "With the shift that was given, the multispectral image still lies "
             f"{shift_words(found.x_px, found.y_px)}: let the shift be estimated."
