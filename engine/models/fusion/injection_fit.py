@@ -13,6 +13,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.functional import max_pool2d
 
 from engine.models.fusion.degradation import PointSpread
 from engine.models.fusion.details import (
@@ -88,7 +89,7 @@ def fit_injection(
     spread = PointSpread.gaussian(pairs[0].ratio) if spread is None else spread
     hsi, msi = _all_spectra(triplets, spread)
     injection = _standardised(hsi, msi, spread)
-    _set_limits(injection, pairs)
+    _set_limits(injection, triplets)
     guide, _ = affine_fit((msi - msi.mean(0)) / injection.msi_std, hsi)
     injection.weights[:, : msi.shape[1]] = guide
     if inputs:
@@ -206,14 +207,16 @@ def _unit_variance(values: Tensor, axes: Tensor) -> Tensor:
     return (axes / spread.clamp(min=1e-6)[:, None]).float()
 
 
-def _set_limits(injection: Injection, pairs: Sequence[ImagePair]) -> None:
-    """Take down the least and most value along each axis."""
+def _set_limits(injection: Injection, triplets: Sequence[KnownFine]) -> None:
+    """Take down the least and most value along each axis where the target is known."""
     curved, spectral = [], []
-    for pair in pairs:
-        hsi, msi = without_gaps(pair, injection.hsi_mean, injection.msi_mean)
+    for triplet in triplets:
+        hsi, msi = without_gaps(triplet.pair, injection.hsi_mean, injection.msi_mean)
         values, spectrum = injection.along_axes(hsi, msi)
-        curved.append(values.movedim(1, -1).flatten(0, 2))
-        spectral.append(spectrum.movedim(1, -1).flatten(0, 2))
+        use = _use(triplet)
+        coarse = max_pool2d(use.float()[:, None], injection.ratio)[:, 0] > 0
+        curved.append(values.movedim(1, -1)[use])
+        spectral.append(spectrum.movedim(1, -1)[coarse])
     injection.curved_limits = torch.stack(torch.aminmax(torch.cat(curved), dim=0))
     injection.spectral_limits = torch.stack(torch.aminmax(torch.cat(spectral), dim=0))
 
