@@ -36,7 +36,7 @@ _COMPARED = (
     "shape", "count", "dtypes", "transform", "crs", "descriptions", "units", "scales", "offsets",
 )  # fmt: skip
 _CHECKED_ROWS = 64
-_CHECKED_BYTES = 16 * 2**20
+_CHECKED_BYTES = 4 * 2**20  # of a cube, which decodes whole blocks of all bands for them
 # Enough for the blocks that the copy works on. GDAL's default, 5 % of the machine's memory, would
 # fill up with large outputs.
 _GDAL_CACHE_BYTES = 32 * 2**20
