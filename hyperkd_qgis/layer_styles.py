@@ -137,7 +137,7 @@ def style_values(layer: QgsRasterLayer) -> None:
 
 def style_cube(layer: QgsRasterLayer) -> None:
     """Show a scene in its own colours, as the style file does; without one, by its wavelengths."""
-    if Path(layer.styleURI()).is_file():
+    if load_style_file(layer):
         return
     bands = [_nearest_band(_wavelengths_nm(layer.source()), wanted) for wanted in RGB_NM]
     if 0 in bands:
@@ -154,6 +154,7 @@ def style_residual(layer: QgsRasterLayer) -> None:
     The range is that of the style file; without one, up to `RESIDUAL_MOST`.
     """
     least, most = 0.0, RESIDUAL_MOST
+    load_style_file(layer)
     if isinstance(layer.renderer(), QgsSingleBandPseudoColorRenderer):
         least, most = _range_of(layer)
     renderer = ramp_renderer(layer, least, most, _RAMP[::-1])
@@ -164,6 +165,18 @@ def style_residual(layer: QgsRasterLayer) -> None:
     settings.setNumericFormat(percent)
     renderer.shader().rasterShaderFunction().setLegendSettings(settings)
     layer.setRenderer(renderer)
+
+
+def load_style_file(layer: QgsRasterLayer) -> bool:
+    """Give a layer the style that lies beside its file: Processing loads results without it.
+
+    Returns:
+        whether there is one.
+    """
+    if not Path(layer.styleURI()).is_file():
+        return False
+    _, is_loaded = layer.loadDefaultStyle()
+    return is_loaded
 
 
 def _legend_settings(span: float, unit: str) -> QgsColorRampLegendNodeSettings:

@@ -48,7 +48,7 @@ from engine.version import engine_version
 
 BYTES_WHILE_WRITING = 2  # for each byte of an output: its rows, and the copy that is kept
 CONSISTENCY_BANDS = ("hyperspectral", "multispectral")
-CONSISTENCY_TOP = 0.2  # of the map's colours; a fifth is a lot
+CONSISTENCY_TOP = 0.1  # of the map's colours: a whole result of this is warned of
 # A result that differs more from the image that it was made of is worth a warning.
 MAX_INCONSISTENT = 0.1
 

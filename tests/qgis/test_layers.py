@@ -327,6 +327,15 @@ def test_legend_of_consistency_is_in_percent(fused):
     assert numbers.formatDouble(0.1, QgsNumericFormatContext()) == "10%"
 
 
+def loaded_by_processing(path):
+    """A layer as Processing loads it: without the style that lies beside its file."""
+    from qgis.core import QgsRasterLayer
+
+    options = QgsRasterLayer.LayerOptions()
+    options.loadDefaultStyle = False
+    return QgsRasterLayer(path, "result", "gdal", options)
+
+
 def test_a_style_file_of_a_fused_image_wins(plugin, tiny, tmp_path):
     from hyperkd.hyperkd_qgis.layer_styles import style_cube
     from qgis.core import QgsMultiBandColorRenderer, QgsRasterLayer
@@ -335,9 +344,10 @@ def test_a_style_file_of_a_fused_image_wins(plugin, tiny, tmp_path):
     layer = QgsRasterLayer(path, "fused")
     layer.setRenderer(QgsMultiBandColorRenderer(layer.dataProvider(), 9, 8, 7))
     layer.saveDefaultStyle()
-    again = QgsRasterLayer(path, "fused")
-    style_cube(again)
-    assert again.renderer().redBand() == 9
+    result = loaded_by_processing(path)
+    style_cube(result)
+    renderer = result.renderer()
+    assert (renderer.redBand(), renderer.greenBand(), renderer.blueBand()) == (9, 8, 7)
 
 
 def test_a_cube_without_the_light_that_is_seen_keeps_qgis_own_style(plugin, tiny, tmp_path):
@@ -365,6 +375,7 @@ def test_range_of_a_style_file_counts_for_consistency(plugin, scene_path):
 
     layer = QgsRasterLayer(scene_path, "scene")
     layer.setRenderer(ramp_renderer(layer, 0.0, 0.25))
-    style_residual(layer)
-    renderer = layer.renderer()
-    assert renderer.classificationMax() == 0.25
+    layer.saveDefaultStyle()
+    result = loaded_by_processing(scene_path)
+    style_residual(result)
+    assert result.renderer().classificationMax() == 0.25
