@@ -88,7 +88,7 @@ class CNMF(FusionMethod):
         parts = _first_px(sample, FIT_PX)
         use = torch.cat([part.hsi_valid.flatten() for part in parts])
         spectra = torch.cat([_as_rows(part.hsi) for part in parts])[use].clamp(min=0.0)
-        endmembers = vertices(spectra, min(ENDMEMBERS, len(spectra)))
+        endmembers = vertices(spectra, min(ENDMEMBERS, *spectra.shape))
         abundances = unmix(spectra, endmembers, COARSE_STEPS)
         method = cls(endmembers, physics.response, *usual, physics.ratio)
         method.endmembers = _fit_endmembers(endmembers, spectra, abundances)
