@@ -117,20 +117,24 @@ def find_empty_bands(scene: Scene, band_index: Sequence[int]) -> NDArray[np.bool
     Raises:
         SceneError: the scene cannot be read.
     """
-    undecided = np.asarray(band_index, np.intp)
-    low, high = np.full(len(undecided), np.inf), np.full(len(undecided), -np.inf)
-    open_ = np.arange(len(undecided))
-    for window in _row_chunks(scene, len(undecided)):
-        with SceneReader(scene, undecided[open_].tolist()) as reader:
-            values = reader.read(window)
-        for place, band in zip(open_, values, strict=True):
-            usable = _measured(band, scene.nodata[int(undecided[place])])
-            if usable.size:
-                low[place] = min(low[place], float(usable.min()))
-                high[place] = max(high[place], float(usable.max()))
-        open_ = np.flatnonzero(~(low < high))
-        if not len(open_):
+    chosen = list(band_index)
+    low, high = np.full(len(chosen), np.inf), np.full(len(chosen), -np.inf)
+    windows = _chunks(scene, len(chosen))
+    # Most bands show two values in the first chunk; the file is opened once more for the others.
+    for part in (windows[:1], windows[1:]):
+        undecided = np.flatnonzero(~(low < high))
+        if not len(undecided) or not part:
             break
+        with SceneReader(scene, [chosen[place] for place in undecided]) as reader:
+            for window in part:
+                values = reader.read(window)
+                for place, band in zip(undecided, values, strict=True):
+                    usable = _measured(band, scene.nodata[chosen[place]])
+                    if usable.size:
+                        low[place] = min(low[place], float(usable.min()))
+                        high[place] = max(high[place], float(usable.max()))
+                if (low < high).all():
+                    break
     return np.asarray(~(low < high))
 
 
@@ -167,14 +171,21 @@ def match_present_bands(model: BandTable, scene: Scene) -> PresentBands:
     return PresentBands(match, present, _notes(model, scene, present))
 
 
-def _row_chunks(scene: Scene, band_count: int) -> list[Window]:
-    """Rows that are read at a time: whole blocks, about 32 MiB."""
-    row_bytes = max(scene.width * band_count * scene.dtype.itemsize, 1)
-    block_rows = scene.block_shape[0]
-    rows = max(_CHUNK_BYTES // row_bytes // block_rows, 1) * block_rows
+def _chunks(scene: Scene, band_count: int) -> list[Window]:
+    """What is read at a time: about 32 MiB, of whole blocks where these are smaller."""
+    block_rows, block_cols = scene.block_shape
+    chunk_px = max(_CHUNK_BYTES // (band_count * scene.dtype.itemsize), 1)
+    if block_cols >= scene.width or block_rows == 1:
+        cols = scene.width
+    else:
+        cols = min(max(chunk_px // (block_rows * block_cols), 1) * block_cols, scene.width)
+    rows = max(chunk_px // cols, 1)
+    if rows > block_rows:
+        rows = rows // block_rows * block_rows
     return [
-        Window(row, 0, min(rows, scene.height - row), scene.width)
+        Window(row, col, min(rows, scene.height - row), min(cols, scene.width - col))
         for row in range(0, scene.height, rows)
+        for col in range(0, scene.width, cols)
     ]
 
 

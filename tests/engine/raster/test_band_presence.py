@@ -5,6 +5,7 @@ import pytest
 
 from engine.errors import BandMatchError, BandTableError
 from engine.raster.band_presence import (
+    _chunks,
     find_empty_bands,
     match_present_bands,
     parse_ranges,
@@ -48,6 +49,20 @@ def test_a_band_that_differs_in_its_last_row_alone_is_not_empty(make_raster, mon
     array[1, -1, -1] = 501
     scene = open_scene(make_raster(array=array, scale=1e-4).path)
     assert find_empty_bands(scene, [0, 1]).tolist() == [True, False]
+
+
+@pytest.mark.parametrize("block", [{}, {"tiled": True, "blockxsize": 16, "blockysize": 16}])
+@pytest.mark.parametrize("chunk_bytes", [1, 200, 3000, 2**20])
+def test_chunks_cover_the_scene_once_whatever_its_blocks(
+    make_raster, monkeypatch, block, chunk_bytes
+):
+    monkeypatch.setattr("engine.raster.band_presence._CHUNK_BYTES", chunk_bytes)
+    scene = open_scene(make_raster(scale=1e-4, **block).path)
+    seen = np.zeros((scene.height, scene.width), int)
+    for window in _chunks(scene, BANDS):
+        assert window.height * window.width * BANDS * 2 <= max(chunk_bytes, 17 * BANDS * 2)  # a row
+        seen[window.row_off : window.row_stop, window.col_off : window.col_stop] += 1
+    assert (seen == 1).all()
 
 
 def test_empty_bands_are_masked_and_not_made_of_their_neighbours(scene_with):
