@@ -107,7 +107,12 @@ def write_pair(
             np.full(len(HSI_NM), 40.0),
             hsi_order,
         ),
-        "msi": (multispectral(fine)[list(msi_order)], msi_nm, MSI_FWHM_NM, msi_order),
+        "msi": (
+            multispectral(fine)[list(msi_order)].repeat(split, axis=1).repeat(split, axis=2),
+            msi_nm,
+            MSI_FWHM_NM,
+            msi_order,
+        ),
     }
     paths = {}
     for kind, (cube, nm, fwhm_nm, order) in cubes.items():
