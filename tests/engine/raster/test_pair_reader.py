@@ -1,5 +1,7 @@
 """Reading pairs: reflectance and valid on grids that nest."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from affine import Affine
@@ -203,3 +205,31 @@ def test_a_removed_fine_image_is_named(tmp_path):
         (tmp_path / "msi.tif").unlink()
         with pytest.raises(SceneError, match=r"msi\.tif was removed while it was read"):
             reader.read(whole(pair))
+
+
+def test_the_packaged_images_of_berlin_lie_on_each_other():
+    folder = Path(__file__).parents[3] / "resources" / "sample"
+    pair = open_pair(
+        str(folder / "EnMAP_BerlinUrbanGradient.bsq"),
+        str(folder / "HighResolution_BerlinUrbanGradient.tif"),
+        ratio=3,
+    )
+    assert pair.resampled == "averaged over 2.8 x 2.8 of its pixels"
+    arrays = read(pair, pair.window)
+    assert arrays.msi_valid.mean() > 0.98
+    red = np.abs(pair.hsi_table.wavelength_nm - pair.msi_table.wavelength_nm[2]).argmin()
+    seen = mean_over(arrays.msi, RATIO)[2][arrays.msi_valid[1::3, 1::3]]
+    expected = arrays.hsi[red][arrays.msi_valid[1::3, 1::3]]
+    assert np.corrcoef(seen, expected)[0, 1] > 0.93
+
+
+def test_a_packed_fine_image_is_resampled_as_a_plain_one(tmp_path, make_raster):
+    made = make_pair(tmp_path)
+    options = {"array": made.msi, "transform": FINE, "wavelength_nm": MSI_NM, "fwhm_nm": [90, 90]}
+    plain = make_raster("plain.tif", scale=1e-4, **options)
+    packed = make_raster("packed.bsq", driver="ENVI", tags="envi", gzipped=True, **options)
+    first, second = (
+        read(open_pair(made.hsi_path, image.path, shift_px=(0.4, 0.2))) for image in (plain, packed)
+    )
+    np.testing.assert_array_equal(first.msi, second.msi)
+    assert first.msi_valid.sum() == second.msi_valid.sum() > 3000
