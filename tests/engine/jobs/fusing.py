@@ -106,7 +106,7 @@ def save_fuser(
     config = FuserConfig(len(bands), len(fine_bands), ratio, network, None, "bicubic")
     torch.manual_seed(0)
     model = Fuser(config)
-    model.answer_spread.fill_(0.05)
+    model.answer_spread.fill_(1.0)
     info = tiny_info(
         name=name,
         bands=bands,
