@@ -12,14 +12,17 @@ import pytest
 NAMES = (
     "adaptbackbone",
     "assessaccuracy",
+    "assessfusion",
     "checkengine",
     "classify",
     "describemodel",
     "distillbackbone",
     "estimate",
+    "fuse",
     "pretrainteacher",
     "segment",
     "trainclassifier",
+    "trainfusion",
     "trainregression",
     "trainsegmentation",
 )
@@ -239,6 +242,30 @@ def test_adapt_train_and_segment(call, scene_path, tiny, tmp_path, teacher):
         *("--OVERLAP=8", "--MIN_AREA=2700", *(f"--{key}={path}" for key, path in made.items())),
     )
     assert results_of(answer) == made
+
+
+def test_train_a_fusion_of_two_pairs_fuse_and_assess(call, scene_path, tiny, tmp_path):
+    other, fine = (tiny.write(tmp_path / f"{name}.tif") for name in ("other", "fine"))
+    answer = call(
+        *("run", "hyperkd:trainfusion", "--json"),
+        *(f"--HYPERSPECTRAL={scene_path}", f"--HYPERSPECTRAL={other}"),
+        *(f"--MULTISPECTRAL={fine}", f"--MULTISPECTRAL={fine}"),
+        f"--OUTPUT={tmp_path / 'mine.zip'}",
+    )
+    assert results_of(answer)["TEACHER_PSNR_DB"] == 33.75
+    answer = call(
+        *("run", "hyperkd:fuse", "--json", f"--HYPERSPECTRAL={scene_path}"),
+        *(f"--MULTISPECTRAL={fine}", "--METHOD=glphs", "--SHIFT=-0.5,1"),
+        f"--OUTPUT={tmp_path / 'fused.tif'}",
+    )
+    fused = results_of(answer)
+    assert fused["SHIFT_X"] == 1.02
+    assert "CONSISTENCY" not in fused
+    answer = call(
+        *("run", "hyperkd:assessfusion", "--json", f"--INPUT={fused['OUTPUT']}"),
+        *(f"--HYPERSPECTRAL={scene_path}", f"--MULTISPECTRAL={fine}"),
+    )
+    assert results_of(answer)["CONSISTENCY_MSI"] == 0.02
 
 
 def test_an_unknown_word_ends_with_a_sentence(call, scene_path, tmp_path, teacher):
