@@ -21,11 +21,11 @@ from engine.errors import TrainingError
 from engine.models.fusion.fuser import Fuser, FuserInputs
 from engine.models.fusion.method import ImagePair
 from engine.training.pair_physics import PairPhysics, degrade_pair
-from engine.training.places import hold_out
 
 BLOCKS_ACROSS = 4  # along the shorter side of an image: large blocks lose little to margins
 MIN_BLOCK_PX, MAX_BLOCK_PX = 3, 16  # coarse pixels
 MARGIN_PX = 1  # coarse pixels around places that another step looks at
+DRAWS = 8  # of which the fairest deal is taken; of very many it would be the same for each seed
 KIND_COMPONENTS = 3  # of the spectra, whose signs tell kinds of ground apart
 
 
@@ -58,9 +58,7 @@ class Triplet:
 
     def to(self, device: torch.device | str) -> Triplet:
         """The triplet on a device."""
-        return Triplet(
-            self.pair.to(device), self.target.to(device), self.target_valid.to(device)
-        )
+        return Triplet(self.pair.to(device), self.target.to(device), self.target_valid.to(device))
 
     @property
     def learnable(self) -> Tensor:
@@ -238,6 +236,7 @@ class Crops:
         seed: int,
     ) -> None:
         self._ratio, self._seed = fuser.ratio, seed
+        self._has_start = fuser.start is not None
         self._images: list[tuple[FuserInputs, Tensor, Tensor]] = []
         self._ground: list[NDArray[np.int64]] = []
         self.crop_px = min(crop_px, *(min(item.pair.hsi.shape[-2:]) for item in triplets))
@@ -257,7 +256,9 @@ class Crops:
         """The batch of a step: ``size`` crops, each turned and mirrored by chance."""
         rng = np.random.default_rng([self._seed, step])
         crops = [self._crop(rng) for _ in range(size)]
-        coarse, fine, start, target, valid = (torch.stack(part) for part in zip(*crops, strict=True))
+        coarse, fine, start, target, valid = (
+            torch.stack(part) for part in zip(*crops, strict=True)
+        )
         return Batch(FuserInputs(coarse, fine, start), target, valid)
 
     def _crop(self, rng: np.random.Generator) -> tuple[Tensor, ...]:
@@ -269,7 +270,7 @@ class Crops:
         top = _window(int(row), self.crop_px, height, rng)
         left = _window(int(col), self.crop_px, width, rng)
         turns, mirrored = int(rng.integers(4)), bool(rng.integers(2))
-        has_start = inputs.start.ndim > 0
+        start = inputs.start if self._has_start else inputs.start[0]
 
         def cut(image: Tensor, factor: int) -> Tensor:
             side = self.crop_px * factor
@@ -283,7 +284,7 @@ class Crops:
         return (
             cut(inputs.coarse, 1),
             cut(inputs.fine, ratio),
-            cut(inputs.start, ratio) if has_start else inputs.start,
+            cut(start, ratio) if self._has_start else start,
             cut(target, ratio),
             cut(valid, ratio),
         )
@@ -337,10 +338,19 @@ def _kinds(triplets: Sequence[Triplet]) -> list[Tensor]:
 def _draw(
     kinds: NDArray[np.int64], names: NDArray[np.int64], share: float, seed: int
 ) -> NDArray[np.int64]:
-    """Numbers of the places that are chosen."""
-    if share <= 0 or not len(names):
+    """Numbers of the places that are chosen: of a few draws the one that is most like the whole."""
+    places, number = np.unique(names, return_inverse=True)
+    if share <= 0 or len(places) < 2:
         return np.empty(0, np.int64)
-    return np.unique(names[hold_out(kinds, names, share, seed)])
+    counts = np.zeros((len(places), int(kinds.max()) + 1))
+    np.add.at(counts, (number, kinds), 1)
+    rng, count = np.random.default_rng(seed), max(round(share * len(places)), 1)
+    draws = [rng.permutation(len(places))[:count] for _draw in range(DRAWS)]
+
+    def unfairness(chosen: NDArray[np.int64]) -> float:
+        return float(np.abs(counts[chosen].sum(0) - share * counts.sum(0)).sum())
+
+    return np.sort(places[min(draws, key=unfairness)])
 
 
 def _grown(mask: Tensor) -> Tensor:

@@ -24,7 +24,12 @@ from engine.models.fusion.fuser import Fuser, FuserInputs, Refined
 from engine.models.fusion.presets import FusionPreset
 from engine.training.fusion_data import Batch, Crops
 from engine.training.fusion_full_scale import FullScale
-from engine.training.fusion_loss import student_loss, teacher_loss, with_noise
+from engine.training.fusion_loss import (
+    FusionLossSettings,
+    student_loss,
+    teacher_loss,
+    with_noise,
+)
 from engine.training.fusion_settings import FusionSettings
 from engine.training.masked_fit import CHECKPOINT_MIN_S, CHECKPOINT_PATIENCE
 from engine.training.run_checkpoint import (
@@ -72,12 +77,14 @@ class Stage:
         steps: how many.
         rate: factor of both learning rates.
         name: for the user.
+        full_scale: crops that shall give both images back; None for none.
     """
 
     crops: Crops
     steps: int
     rate: float
     name: str
+    full_scale: FullScale | None = None
 
 
 class FusionFit:
@@ -90,7 +97,6 @@ class FusionFit:
         total: steps of all stages.
         fabric: device and precision.
         feedback: told the loss; asked at every step whether to go on.
-        full_scale: crops that shall give both images back; None for none.
         checkpoint: where to keep the state, or None.
     """
 
@@ -103,12 +109,11 @@ class FusionFit:
         *,
         fabric: Fabric,
         feedback: Feedback,
-        full_scale: FullScale | None = None,
         checkpoint: RunCheckpoint | None = None,
     ) -> None:
         self.models, self._settings, self._sizes = models, settings, sizes
         self._fabric, self._feedback = fabric, feedback
-        self._full_scale, self._checkpoint = full_scale, checkpoint
+        self._checkpoint = checkpoint
         self._losses = replace(
             settings.losses.distilling(settings.distillation), zero=_zero_of(models.student)
         )
@@ -116,13 +121,15 @@ class FusionFit:
         self._run, self._wrapped = fabric.setup(models, self._optimiser)
         self._total = total
         self._unit = 1.0
-        self._sums: Terms = {}
+        self._sums: dict[str, Tensor | float] = {}
         self._summed, self._skipped = 0, 0
         self._saved_s, self._save_takes_s = time.monotonic(), 0.0
         self.done = 0
         """Steps of all stages."""
         self.history: list[dict[str, float]] = []
         """One row of mean terms for every few steps, with "epoch"."""
+        self.extra: dict[str, Tensor] = {}
+        """What a caller wants to find again after a resume; no name begins as the models' do."""
 
     def go_on_from(self, state: RunState) -> None:
         """Bring everything to a state.
@@ -132,6 +139,13 @@ class FusionFit:
         """
         restore(state, self.models, self._optimiser)
         self.done, self.history = state.step, list(state.history)
+        own = ("model.", "optimiser.")
+        device = self._fabric.device
+        self.extra = {
+            name: value.to(device)
+            for name, value in state.tensors.items()
+            if not name.startswith(own)
+        }
 
     def train(self, stage: Stage, first: int) -> None:
         """Do the steps of a stage that are not done yet.
@@ -149,19 +163,19 @@ class FusionFit:
         while self.done < first + stage.steps:
             self._stop_if_cancelled()
             self._set_rates(stage, self.done - first)
-            self._step(stage.crops)
+            self._step(stage)
             self.done += 1
             self._after(stage, self.done - first)
         self.models.eval()
 
-    def _step(self, crops: Crops) -> None:
+    def _step(self, stage: Stage) -> None:
         """One step of both networks."""
-        batch = crops.batch(self.done, self._sizes.batch)
+        batch = stage.crops.batch(self.done, self._sizes.batch)
         chance = _generator(self._settings.seed, self.done)
         student, teacher = self._run(self._noisy(batch, chance), self._noisy(batch, chance))
         terms = self._terms(batch, student, teacher)
-        if self._full_scale is not None and self._settings.consistency_weight > 0:
-            terms |= self._consistency(terms)
+        if stage.full_scale is not None:
+            terms |= self._consistency(stage.full_scale, terms)
         loss = self._unit * (terms["student"] + terms["teacher"])
         self._wrapped.zero_grad()
         self._fabric.backward(loss)
@@ -170,12 +184,12 @@ class FusionFit:
             for model in (self.models.student, self.models.teacher)
         ]
         # One look at the device a step: a step that would break the weights is not done.
-        if not math.isfinite(float(sum(norms) + loss.detach())):
+        if not bool(torch.isfinite(torch.stack(norms)).all()):
             self._skip()
             return
         self._wrapped.step()
         for name, value in terms.items():
-            self._sums[name] = self._sums.get(name, torch.zeros(())) + value.detach().float().cpu()
+            self._sums[name] = self._sums.get(name, 0.0) + value.detach().float()
         self._summed += 1
 
     def _terms(self, batch: Batch, student: Refined, teacher: Refined) -> Terms:
@@ -197,11 +211,9 @@ class FusionFit:
             **{f"teacher_{name}": value for name, value in taught.terms.items()},
         }
 
-    def _consistency(self, terms: Terms) -> Terms:
+    def _consistency(self, full: FullScale, terms: Terms) -> Terms:
         """The losses with what is wrong at full resolution, and that alone."""
-        full, weight = self._full_scale, self._settings.consistency_weight
-        if full is None:
-            return {}
+        weight = self._settings.consistency_weight
         inputs, truth = full.batch(self.done, self._sizes.batch)
         student, teacher = self._run(inputs, inputs)
         found = {
@@ -256,8 +268,7 @@ class FusionFit:
 
     def _log(self, stage: Stage) -> None:
         """Write the means of the last steps down."""
-        per_epoch = steps_per_epoch(stage.crops, self._sizes)
-        row = {"step": float(self.done), "epoch": self.done / per_epoch}
+        row = {"epoch": self.done * self._sizes.epochs / self._total}
         row |= {name: float(value) / self._summed for name, value in self._sums.items()}
         row["learning_rate"] = self._optimiser.param_groups[0]["lr"]
         self.history.append(row)
@@ -276,15 +287,19 @@ class FusionFit:
         if self._checkpoint is None or not self._fabric.is_global_zero:
             return
         start_s = time.monotonic()
-        tensors = {**model_tensors(self.models), **optimiser_tensors(self._optimiser)}
+        tensors = {
+            **model_tensors(self.models),
+            **optimiser_tensors(self._optimiser),
+            **self.extra,
+        }
         self._checkpoint.save(RunState(self.done, tensors, self.history))
         self._saved_s = time.monotonic()
         self._save_takes_s = self._saved_s - start_s
 
 
-def steps_per_epoch(crops: Crops, sizes: FusionPreset) -> int:
-    """Steps in which so many pixels are shown as there are to learn from."""
-    return max(-(-crops.ground_px // (crops.crop_px**2 * sizes.batch)), 1)
+def steps_per_epoch(ground_px: int, crop_px: int, sizes: FusionPreset) -> int:
+    """Steps in which so many coarse pixels are shown as there are to learn from."""
+    return max(-(-ground_px // (crop_px**2 * sizes.batch)), 1)
 
 
 def _optimiser(
@@ -304,7 +319,7 @@ def _zero_of(fuser: Fuser) -> float:
 
 
 @torch.no_grad()
-def _unit(batch: Batch, losses) -> float:
+def _unit(batch: Batch, losses: FusionLossSettings) -> float:
     """What makes the loss begin at about 1, so that clipping means the same for every scene."""
     start = batch.inputs.start.expand_as(batch.target)
     return 1.0 / max(float(teacher_loss(start, batch.target, losses, batch.valid).total), 1e-8)

@@ -48,8 +48,10 @@ class FullScale:
         """The crops of a step, and what they have to give back."""
         rng = np.random.default_rng([self._seed, step])
         chosen = rng.integers(len(self._crops), size=size)
-        inputs = [torch.cat(parts) for parts in zip(*(self._inputs[i] for i in chosen), strict=True)]
-        crops = [self._crops[i] for i in chosen]
+        inputs = [
+            torch.cat(parts) for parts in zip(*(self._inputs[i] for i in chosen), strict=True)
+        ]
+        crops = [self._crops[index] for index in chosen]
         truth = ImagePair(
             torch.cat([crop.hsi for crop in crops]),
             torch.cat([crop.msi for crop in crops]),

@@ -15,7 +15,7 @@ from engine.errors import TrainingError
 from engine.models.fusion.bicubic import Bicubic
 from engine.models.fusion.fuser import Fuser, FuserConfig, network_channels
 from engine.models.fusion.injection_fit import fit_injection
-from engine.models.fusion.method import FusionMethod, ImagePair
+from engine.models.fusion.method import FusionMethod
 from engine.models.fusion.presets import FusionPreset
 from engine.training.fusion_data import Triplet
 from engine.training.fusion_settings import FusionSettings
@@ -30,7 +30,6 @@ def fit_start(
     triplets: Sequence[Triplet],
     settings: FusionSettings,
     physics: PairPhysics | None,
-    full_pairs: Sequence[ImagePair],
 ) -> FusionMethod | None:
     """Fit what the networks add to.
 
@@ -38,7 +37,6 @@ def fit_start(
         triplets: with targets on ground that may be learned from.
         settings: which start.
         physics: of the pairs, where it is known.
-        full_pairs: at full resolution, where there are any.
     """
     if settings.start == "none":
         return None
@@ -46,7 +44,7 @@ def fit_start(
         pixels = torch.cat([_pixels(item.pair.hsi, item.pair.hsi_valid) for item in triplets])
         return Bicubic(pixels.mean(0), triplets[0].pair.ratio)
     spread = None if physics is None else physics.spread
-    return fit_injection(triplets, spread=spread, inputs=full_pairs)
+    return fit_injection(triplets, spread=spread)
 
 
 def make_fusers(

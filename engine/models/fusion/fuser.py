@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from engine.models.fusion.bicubic import Bicubic
 from engine.models.fusion.details import gap_reach_px, without_gaps
@@ -96,7 +96,8 @@ class FuserInputs(NamedTuple):
     Attributes:
         coarse: (B, K, h, w) coefficients of the hyperspectral image, about -1 to 1.
         fine: (B, M', H, W) multispectral bands and the start's coefficients, likewise.
-        start: (B, L, H, W) on the scale of `Fuser.to_scale`; what the answer is added to.
+        start: (B, L, H, W) on the scale of `Fuser.to_scale`; what the answer is added to. Without
+            a start a single 0, (B, 1, 1, 1).
     """
 
     coarse: Tensor
@@ -176,7 +177,9 @@ class Fuser(FusionMethod):
         self.check(pair)
         hsi, msi = without_gaps(pair, self.usual_hsi, self.usual_msi)
         coarse = self.coefficients(self.to_scale(hsi))
-        fine = (self.to_scale(msi) - self.fine_mean[:, None, None]) / self.fine_spread[:, None, None]
+        fine = (self.to_scale(msi) - self.fine_mean[:, None, None]) / self.fine_spread[
+            :, None, None
+        ]
         if self.start is None:
             return FuserInputs(coarse, fine, fine.new_zeros(()))
         started = self.to_scale(self.start(pair))
@@ -184,11 +187,16 @@ class Fuser(FusionMethod):
 
     def refine(self, inputs: FuserInputs) -> Refined:
         """Add the network's answer to the start."""
-        answer, features = self.network(inputs.coarse, inputs.fine)
-        image = self.to_bands(answer * (self.gate * self.answer_spread)[:, None, None])
+        answer, features = self.answer(inputs)
+        image = self.to_bands(answer)
         if self.start is None:
             image = image + self.basis_mean[:, None, None]
         return Refined(inputs.start + image, features)
+
+    def answer(self, inputs: FuserInputs) -> tuple[Tensor, Tensor]:
+        """What is added, (B, K, H, W) gated coefficients of the basis, and the network's map."""
+        image, features = self.network(inputs.coarse, inputs.fine)
+        return image * (self.gate * self.answer_spread)[:, None, None], features
 
     def to_scale(self, reflectance: Tensor) -> Tensor:
         """Reflectance to about -1 to 1, any shape."""
