@@ -18,7 +18,7 @@ from engine.worker import Worker, run_request
 
 DEFAULT_IDLE_MINUTES = 10.0
 SPINS = "200000"  # of GNU's OpenMP, which torch's wheels for Linux bring: below a millisecond
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # of glibc's malloc.h
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -44,11 +44,15 @@ def prepare_process() -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
     if sys.platform == "linux":
         # glibc learns to keep large blocks once some were freed, and then the peak grows with the
-        # scene (by an eighth from 1,000 to 4,000 px). These keep what models need again and again.
+        # scene (by an eighth from 1,000 to 4,000 px). These keep what models need again and again:
+        # a network that fuses writes tensors of up to tens of MB thousands of times, and took twice
+        # as long while the system had to find memory for each. An arena of its own for each thread
+        # would give them back all the same.
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
         if mallopt is not None:
-            mallopt(_M_MMAP_THRESHOLD, 4 * 2**20)
-            mallopt(_M_TRIM_THRESHOLD, 32 * 2**20)
+            mallopt(_M_MMAP_THRESHOLD, 32 * 2**20)  # the largest that glibc takes
+            mallopt(_M_TRIM_THRESHOLD, 128 * 2**20)
+            mallopt(_M_ARENA_MAX, 1)
 
 
 def serve(idle_minutes: float) -> int:
