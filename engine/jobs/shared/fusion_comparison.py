@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import product
 from math import isqrt
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -236,14 +237,22 @@ def matching_bands(result: Scene, other: Scene, wanted: tuple[int, ...]) -> tupl
             "both have wavelengths to match them by.",
             "Give band tables, or images of the same bands.",
         )
-    match = match_bands(take_bands(other.bands, wanted), result.bands)
+    try:
+        match = match_bands(take_bands(other.bands, wanted), result.bands)
+    except BandMatchError as error:
+        table = error.remedy.partition("\n")[2]
+        raise _other_bands(result, other, table, error.rows) from error
     if match.weights is not None:
-        raise BandMatchError(
-            f"{result.name} has other bands than {other.name}.",
-            f"Choose the images that belong together.\n{match.table()}",
-            match.rows,
-        )
+        raise _other_bands(result, other, match.table(), match.rows)
     return match.scene_band_index
+
+
+def _other_bands(result: Scene, other: Scene, table: str, rows: Sequence[Any]) -> BandMatchError:
+    return BandMatchError(
+        f"{result.name} has other bands than {other.name}.",
+        f"Choose images that belong together, or give band tables.\n{table}",
+        rows,
+    )
 
 
 def band_names(bands: BandTable | None, index: tuple[int, ...]) -> tuple[str, ...]:
