@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from sklearn.cluster import KMeans
@@ -219,13 +220,19 @@ def response_figure(
         names: of the M fine bands.
     """
     figure, axes = new_figure(7.2, 3.0)
-    for index, name in enumerate(names):
-        color = f"C{index % 10}"
+    centre_nm = weights @ bands.wavelength_nm / np.maximum(weights.sum(axis=1), 1e-9)
+    rank = centre_nm.argsort().argsort() / max(len(names) - 1, 1)
+    colors = colormaps["turbo"](0.08 + 0.84 * rank)  # short waves blue, long ones red
+    for index, (name, color) in enumerate(zip(names, colors, strict=True)):
         found = with_gaps(bands.wavelength_nm, weights[index], bands.good)
         axes.plot(*found, color=color, lw=1.5, label=name)
         if nominal is not None:
             known = with_gaps(bands.wavelength_nm, nominal[index], bands.good)
             axes.plot(*known, ":", color=color, lw=1.0)
+    seen_nm = bands.wavelength_nm[(weights > 0).any(axis=0)]
+    if len(seen_nm) > 1:
+        margin_nm = 0.1 * float(np.ptp(seen_nm))
+        axes.set_xlim(seen_nm.min() - margin_nm, seen_nm.max() + margin_nm)
     axes.set_xlabel("wavelength, nm", color=INK)
     axes.set_ylabel("weight", color=INK)
     axes.legend(fontsize=8, frameon=False, ncols=2)

@@ -20,6 +20,7 @@ from engine.jobs.shared.pairs import (
     prepare_pair,
 )
 from engine.models.fusion.method import ImagePair
+from engine.raster.responses import nominal_response
 from engine.raster.spectra import SIGMA_PER_FWHM, BandTable, match_bands
 from engine.training.pair_physics import PairPhysics
 
@@ -35,6 +36,7 @@ class TrainingPairs:
         pairs: one or more, each with the bands of the first, in its order.
         samples: of each pair, in the same order.
         physics: point spread and response, estimated on the samples of all.
+        nominal: (M, L) responses that were known before; None when wavelengths are missing.
         hsi_bands: of the hyperspectral images; those that can be used.
         msi_bands: of the multispectral ones; where their wavelengths are not known, those of the
             response that was estimated.
@@ -43,6 +45,7 @@ class TrainingPairs:
     pairs: tuple[ReadyPair, ...]
     samples: tuple[tuple[ImagePair, ...], ...]
     physics: PairPhysics
+    nominal: NDArray[np.float64] | None
     hsi_bands: BandTable
     msi_bands: BandTable
 
@@ -188,9 +191,20 @@ def _joined(ready: tuple[ReadyPair, ...], settings: PairSettings) -> TrainingPai
         ready,
         tuple(pair.sample for pair in ready),
         physics,
+        _nominal(first, hsi_bands, settings),
         hsi_bands,
         first.msi_bands or bands_of_response(weights, hsi_bands),
     )
+
+
+def _nominal(
+    first: ReadyPair, hsi_bands: BandTable, settings: PairSettings
+) -> NDArray[np.float64] | None:
+    """The responses that are known without looking at the images."""
+    if first.msi_bands is None and len(first.pair.msi_index) > 1:
+        return None
+    table = None if settings.response in ("estimate", "nominal") else settings.response
+    return nominal_response(hsi_bands, first.msi_bands, table)
 
 
 def bands_of_response(weights: NDArray[np.floating[Any]], hsi_bands: BandTable) -> BandTable:
