@@ -109,17 +109,21 @@ class Desk:
     def names_in_sight(self, dialog):
         """Name the parameters that are not folded away."""
         advanced = self.child(dialog, QWidget, "grpAdvanced")
-        wrappers = dialog.mainWidget().wrappers
         return {
             name
-            for name, wrapper in wrappers.items()
-            if not advanced.isAncestorOf(wrapper.wrappedWidget())
+            for name, wrapper in dialog.mainWidget().wrappers.items()
+            if not advanced.isAncestorOf(widget_of(wrapper))
         }
 
     def type_into(self, widget, text):
         """Type as a user does."""
         widget.setFocus()
         QTest.keyClicks(widget, text)
+
+
+def widget_of(wrapper):
+    """Find a parameter's widget; wrappers in Python, the plugin's own, keep it themselves."""
+    return getattr(wrapper, "widget", None) or wrapper.wrappedWidget()
 
 
 class Stage:
