@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -165,30 +165,18 @@ def _check_memory(
     def memory(name: str) -> StepMemory:
         return estimate_memory(PRESETS[name], *counts, settings.start, **changes)
 
-    try:
-        memory(request.preset)
-    except ValueError as error:
-        raise RequestError(str(error), "Choose another preset.") from error
-    wide_enough = {
-        name: preset.batch for name, preset in PRESETS.items() if _is_possible(name, memory)
-    }
-    require_bytes(
-        wide_enough,
-        request.preset,
-        len(pairs.hsi_bands),
-        devices,
-        lambda name, crops: memory(name).bytes_for(crops),
-        batch_is_free=False,
-    )
+    def needed(name: str, crops: int) -> int:
+        try:
+            return memory(name).bytes_for(crops)
+        except ValueError as error:
+            if name == request.preset:
+                raise RequestError(str(error), "Choose another preset.") from error
+            return sys.maxsize  # there are too few bands for it, however much memory there is
 
-
-def _is_possible(name: str, memory: Callable[[str], StepMemory]) -> bool:
-    """Whether there are bands enough for a preset."""
-    try:
-        memory(name)
-    except ValueError:
-        return False
-    return True
+    needed(request.preset, 1)
+    batches = {name: preset.batch for name, preset in PRESETS.items()}
+    count = len(pairs.hsi_bands)
+    require_bytes(batches, request.preset, count, devices, needed, batch_is_free=False)
 
 
 def _tell_scores(trained: TrainedFusion, feedback: Feedback) -> None:

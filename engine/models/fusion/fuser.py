@@ -181,7 +181,7 @@ class Fuser(FusionMethod):
             :, None, None
         ]
         if self.start is None:
-            return FuserInputs(coarse, fine, fine.new_zeros(()))
+            return FuserInputs(coarse, fine, fine.new_zeros((len(fine), 1, 1, 1)))
         started = self.to_scale(self.start(pair))
         return FuserInputs(coarse, torch.cat([fine, self.coefficients(started)], 1), started)
 
