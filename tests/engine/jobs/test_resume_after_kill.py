@@ -11,6 +11,7 @@ import pytest
 
 from engine.packages.package import load_package
 from tests.engine.jobs.made_landscape import FWHM_NM, WAVELENGTH_NM, landscape
+from tests.engine.jobs.made_pairs import write_pair
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -26,15 +27,24 @@ def scene(make_raster):
 
 
 @pytest.fixture
-def start(tmp_path, scene):
-    def run(output, **parameters):
+def distillation(scene):
+    return "distill_backbone", {"input": scene, "epochs": 40, "batch_size": 4}
+
+
+@pytest.fixture
+def fusion(tmp_path):
+    pair = write_pair(tmp_path, height=36, width=30)
+    images = {"hyperspectral": pair.hsi, "multispectral": pair.msi}
+    return "train_fusion", images | {"epochs": 12}
+
+
+@pytest.fixture
+def start(tmp_path):
+    def run(command, output, **parameters):
+        name, given = command
         request = tmp_path / f"{output}.json"
-        given = {
-            "input": scene, "epochs": 40, "batch_size": 4, "device": "cpu", "seed": 5,
-            "output": str(tmp_path / output),
-        }  # fmt: skip
-        command = {"command": "distill_backbone", "parameters": given | parameters}
-        request.write_text(json.dumps(command))
+        fixed = {"device": "cpu", "seed": 5, "output": str(tmp_path / output)}
+        request.write_text(json.dumps({"command": name, "parameters": given | fixed | parameters}))
         return subprocess.Popen(
             [sys.executable, "-m", "engine", "run", str(request)],
             cwd=ROOT,
@@ -60,9 +70,11 @@ def wait_for(path, process, timeout_s=120):
         time.sleep(0.02)
 
 
-def test_a_killed_run_goes_on_to_the_same_weights(start, tmp_path):
-    events_of(start("whole.zip"))
-    killed = start("killed.zip")
+@pytest.mark.parametrize("kind", ["distillation", "fusion"])
+def test_a_killed_run_goes_on_to_the_same_weights(kind, start, tmp_path, request):
+    command = request.getfixturevalue(kind)
+    events_of(start(command, "whole.zip"))
+    killed = start(command, "killed.zip")
     checkpoint = tmp_path / "killed.zip.checkpoint.safetensors"
     wait_for(checkpoint, killed)
     time.sleep(0.5)  # into the epochs after the checkpoint
@@ -70,7 +82,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(start, tmp_path):
     killed.send_signal(signal.SIGKILL if hasattr(signal, "SIGKILL") else signal.SIGTERM)
     killed.communicate()
     assert not (tmp_path / "killed.zip").exists()
-    events = events_of(start("killed.zip", resume=True))
+    events = events_of(start(command, "killed.zip", resume=True))
     texts = [event["message"] for event in events if event["event"] == "info"]
     assert any(text.startswith("Going on after step") for text in texts)
     whole, resumed = (load_package(str(tmp_path / f"{n}.zip")) for n in ("whole", "killed"))
