@@ -119,7 +119,9 @@ def fusion_values(
     return {
         "measures": MEASURES,
         "rows": method_rows(trained.scores),
-        "bands_figure": figure_to_data_uri(bands_figure(trained.scores, bands)),
+        "bands_figure": figure_to_data_uri(bands_figure(trained.scores, bands))
+        if STUDENT in trained.scores
+        else None,
         "looks": [_look_values(look, bands, fine_bands) for look in looks],
         "consistency_rows": consistency_rows(trained, samples, parts, physics),
         "response_figure": figure_to_data_uri(response),
