@@ -16,7 +16,12 @@ from engine.errors import BandMatchError, SceneError
 from engine.feedback import Feedback
 from engine.jobs.shared.fused_cube import Given, Overview
 from engine.jobs.shared.pairs import ReadyPair
-from engine.models.fusion.consistency import known_pixels, measure_consistency, relative_difference
+from engine.models.fusion.consistency import (
+    degrade_known,
+    known_pixels,
+    measure_consistency,
+    relative_difference,
+)
 from engine.raster.pair import Pair, fine_window
 from engine.raster.pair_bands import find_usable, take_bands
 from engine.raster.pair_grid import intersection, overlap, overlap_note
@@ -182,7 +187,7 @@ class _InputComparison:
         core = part.slices_in(read)
         fine = fine_window(part, ratio).slices_in(fine_window(read, ratio))
         spread, response = self._physics.spread, self._physics.response
-        low, low_valid = spread.degrade(made.msi, known_pixels(known))
+        low, low_valid = degrade_known(made.msi, known_pixels(known), spread)
         hsi_valid = (low_valid & known.hsi_valid)[0]
         self._hsi_meter.update(low[0][:, *core], known.hsi[0][:, *core], hsi_valid[core])
         found = measure_consistency(made.msi, known, spread, response)

