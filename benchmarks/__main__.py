@@ -24,6 +24,7 @@ PARTS = (
     "segment",
     "adapters",
     "adapt",
+    "fusion",
 )
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -42,6 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "segment": _segment,
         "adapters": _adapters,
         "adapt": _adapt,
+        "fusion": _fusion,
     }
     rows = []
     for name in options.parts:
@@ -205,6 +207,35 @@ def _adapt(options: argparse.Namespace) -> list[list[str]]:
     ]
 
 
+def _fusion(options: argparse.Namespace) -> list[list[str]]:
+    from benchmarks.fusion_speed import measure_fuse, measure_networks
+
+    networks = measure_networks(options.pairs, options.device)
+    _keep(options, "fusion_networks", networks)
+    r = measure_fuse(options.folder, options.fusion_side, options.pairs, options.device)
+    _keep(options, "fusion", r)
+    rows = [
+        [
+            f"CSAKD {n['role']} / its convolutions alone, {n['preset']}, {n['side_px']} px, "
+            f"{n['device'].split()[0]}",
+            f"{n['ours_gmac_s']:.0f} of {n['plain_gmac_s']:.0f} G multiply-adds/s, "
+            f"{n['ours_s']:.2f} s, {n['peak_mb']:.0f} MB",
+            f"{n['share']:.2f}",
+            f">= {n['aim']}",
+            _verdict(n["share"] >= n["aim"]),
+        ]
+        for n in networks
+    ]
+    fuse_row = [
+        f"fuse / bare model, {r['bands']} bands, {r['fine_px']} px, {r['device'].split()[0]}",
+        f"{r['ours_mpx_s']:.3f} of {r['bare_mpx_s']:.3f} Mpx/s",
+        f"{r['ratio']:.2f}",
+        f"<= {r['aim']}",
+        _verdict(r["ratio"] <= r["aim"]),
+    ]
+    return [*rows, fuse_row]
+
+
 def _sizes(options: argparse.Namespace) -> Any:
     from benchmarks.speed import Sizes
 
@@ -256,6 +287,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--side", type=int, default=2000, help="of the scene for speed, in px")
     parser.add_argument(
         "--encoder-side", type=int, default=400, help="of the scene for the encoder, in px"
+    )
+    parser.add_argument(
+        "--fusion-side", type=int, default=400, help="of the pair to fuse, in coarse px"
     )
     parser.add_argument("--bands", type=int, default=200)
     parser.add_argument("--pairs", type=int, default=5, help="of runs, one of each side of a ratio")

@@ -9,7 +9,7 @@ response and then the spread by least squares, to the same end).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -31,37 +31,45 @@ MIN_PX = 60
 
 @dataclass(frozen=True, eq=False)
 class _Chip:
-    """One chip, ready to be compared.
+    """The hyperspectral image of one chip, ready to be compared.
 
     Args:
+        pair: the chip.
         components: (1, K, h, w) float32, without their local mean.
         usable: (h, w) bool, True where they are known.
-        swept: (1, M, h*r, w*r) float32 as the coarse sensor sees it around each fine pixel; one
-            more row and column, and corners of fine pixels, where the ratio is even.
-        fine_valid: the same places with one band, 1 where a whole block around is valid.
     """
 
+    pair: ImagePair
     components: Tensor
     usable: Tensor
-    swept: Tensor
-    fine_valid: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class _Swept:
+    """The multispectral image of one chip wherever the coarse sensor may look.
+
+    Args:
+        values: (1, M, h*r, w*r) float32 as the coarse sensor sees it around each fine pixel; one
+            more row and column, and corners of fine pixels, where the ratio is even.
+        valid: the same places with one band, 1 where a whole block around is valid.
+    """
+
+    values: Tensor
+    valid: Tensor
 
 
 class Agreement:
-    """What part of the multispectral image the hyperspectral one explains, for any shift.
+    """What part of the multispectral image the hyperspectral one explains.
 
     Args:
         sample: pairs of one ratio and the same bands.
-        spread: how the coarse sensor sees; see `with_spread` for another.
     """
 
-    def __init__(self, sample: Sequence[ImagePair], spread: PointSpread) -> None:
-        self.ratio = spread.ratio
-        self._pairs = list(_few(sample))
-        basis, mean = _leading(self._pairs)
-        self._components = [_project(pair, basis, mean) for pair in self._pairs]
-        self._chips: list[_Chip] = []
-        self.with_spread(spread)
+    def __init__(self, sample: Sequence[ImagePair]) -> None:
+        pairs = list(_few(sample))
+        basis, mean = _leading(pairs)
+        self._chips = [_Chip(pair, *_project(pair, basis, mean)) for pair in pairs]
+        self._swept: list[_Swept] = []
 
     @property
     def coarse_shape(self) -> tuple[int, int]:
@@ -69,28 +77,37 @@ class Agreement:
         shapes = [chip.usable.shape for chip in self._chips]
         return max(int(shape[0]) for shape in shapes), max(int(shape[1]) for shape in shapes)
 
-    def with_spread(self, spread: PointSpread) -> Agreement:
-        """Compare with another point spread from now on."""
-        self._chips = [
-            _Chip(values, usable, *_seen(pair, spread))
-            for pair, (values, usable) in zip(self._pairs, self._components, strict=True)
-        ]
-        return self
+    def sweep(self, spread: PointSpread) -> None:
+        """Look through a point spread at all places, for `unexplained_at`."""
+        self._swept = [_sweep(chip.pair, spread) for chip in self._chips]
 
-    def unexplained(self, x_px: float = 0.0, y_px: float = 0.0) -> float:
-        """The share of the multispectral image's variance that is left, mean over its bands.
+    def unexplained(self, spread: PointSpread) -> float:
+        """The share of the multispectral detail that is left with a point spread, unshifted.
+
+        Returns:
+            0 (explained whole) to about 1, mean over the bands, corrected for what chance
+            explains; NaN when too few pixels are left to say.
+        """
+        return self._left_over(
+            spread.degrade(chip.pair.msi, chip.pair.msi_valid) for chip in self._chips
+        )
+
+    def unexplained_at(self, x_px: float, y_px: float) -> float:
+        """The same with the swept point spread, at a shift.
 
         Args:
             x_px: coarse pixels that the multispectral content lies to the right.
             y_px: the same down.
-
-        Returns:
-            0 (explained whole) to about 1, corrected for what chance explains; NaN when too few
-            pixels are left to say.
         """
+        return self._left_over(
+            _sampled(chip, swept, x_px, y_px)
+            for chip, swept in zip(self._chips, self._swept, strict=True)
+        )
+
+    def _left_over(self, degraded: Iterable[tuple[Tensor, Tensor]]) -> float:
+        """Of the degraded multispectral images, (1, M, h, w) with (1, h, w) valid."""
         explaining, explained = [], []
-        for chip in self._chips:
-            values, valid = _sampled(chip, self.ratio, x_px, y_px)
+        for chip, (values, valid) in zip(self._chips, degraded, strict=True):
             detail, whole = _without_local_mean(values, valid)
             use = whole[0] & chip.usable
             explaining.append(chip.components[0][:, use])
@@ -140,16 +157,16 @@ def _project(pair: ImagePair, basis: Tensor, mean: Tensor) -> tuple[Tensor, Tens
     return detail, whole[0]
 
 
-def _seen(pair: ImagePair, spread: PointSpread) -> tuple[Tensor, Tensor]:
-    """The fine image as the coarse sensor sees it, and where it may be used, see `_Chip`."""
+def _sweep(pair: ImagePair, spread: PointSpread) -> _Swept:
+    """The fine image as the coarse sensor sees it everywhere, and where that may be used."""
     bad = (~pair.msi_valid[:, None]).float()
     # The block around, and half a pixel more, because the nearest place is looked up.
     window = spread.ratio + 2
     valid = 1 - max_pool2d(bad, window, 1, window // 2)
-    return spread.sweep(pair.msi, pair.msi_valid), valid
+    return _Swept(spread.sweep(pair.msi, pair.msi_valid), valid)
 
 
-def _sampled(chip: _Chip, ratio: int, x_px: float, y_px: float) -> tuple[Tensor, Tensor]:
+def _sampled(chip: _Chip, swept: _Swept, x_px: float, y_px: float) -> tuple[Tensor, Tensor]:
     """The degraded multispectral image (1, M, h, w) at a shift, and (1, h, w) where it is."""
     height, width = chip.usable.shape
     # In the units of `grid_sample`: -1 and 1 are the image's outer edges. Of corners the first
@@ -158,9 +175,9 @@ def _sampled(chip: _Chip, ratio: int, x_px: float, y_px: float) -> tuple[Tensor,
     y = (torch.arange(height) + 0.5 + y_px) * 2 / height - 1
     rows, columns = torch.meshgrid(y, x, indexing="ij")
     grid = torch.stack([columns, rows], -1)[None].float()
-    corners = ratio % 2 == 0
-    values = grid_sample(chip.swept, grid, "bicubic", "border", align_corners=corners)
-    valid = grid_sample(chip.fine_valid, grid, "nearest", "zeros", align_corners=corners)
+    corners = chip.pair.ratio % 2 == 0
+    values = grid_sample(swept.values, grid, "bicubic", "border", align_corners=corners)
+    valid = grid_sample(swept.valid, grid, "nearest", "zeros", align_corners=corners)
     return values, valid[:, 0] > 0
 
 

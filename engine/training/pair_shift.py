@@ -84,8 +84,9 @@ def estimate_shift(
     Raises:
         SceneError: the images are further apart than the limit.
     """
-    agreement = Agreement(sample, spread or PointSpread.gaussian(ratio))
-    cost: Cost = cache(agreement.unexplained)
+    agreement = Agreement(sample)
+    agreement.sweep(spread or PointSpread.gaussian(ratio))
+    cost: Cost = cache(agreement.unexplained_at)
     reach_px = int(np.ceil(limit_px)) + 1
     x_px, y_px, stands_out = _search(cost, reach_px)
     if not stands_out:

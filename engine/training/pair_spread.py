@@ -48,11 +48,11 @@ def estimate_spread(sample: Sequence[ImagePair], ratio: int) -> SpreadFit:
         ratio: fine pixels along a coarse one.
     """
     usual = PointSpread.gaussian(ratio)
-    agreement = Agreement(sample, usual)
+    agreement = Agreement(sample)
 
     def left_over(width: float) -> float:
         spread = PointSpread.gaussian(ratio, fwhm_px=width * ratio)
-        return agreement.with_spread(spread).unexplained()
+        return agreement.unexplained(spread)
 
     tried = np.asarray([left_over(width) for width in _WIDTHS])
     if not np.isfinite(tried).all() or np.ptp(tried) < _STANDS_OUT_SHARE:

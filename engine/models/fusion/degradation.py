@@ -180,6 +180,8 @@ class PointSpread(nn.Module):
 
     def _weighted_valid(self, x: Tensor, valid: Tensor, step: int, reach_px: int) -> Tensor:
         """Weighted means of what is valid; 0 where nothing is."""
+        if bool(valid.all()):
+            return self._weighted(x, self.kernel, step, reach_px)
         share = valid[:, None].to(x.dtype)
         weight = self._weighted(share, self.kernel, step, reach_px)
         # Below this a weight is rounding.
