@@ -59,12 +59,14 @@ def test_a_gradient_has_no_seams(tmp_path, method):
         assert bend[inner & at_edges].max() < bend[inner & ~at_edges].max() + 1e-4 * np.ptp(values)
 
 
-def test_the_packaged_pair_is_the_same_in_tiles(tmp_path):
+@pytest.mark.parametrize("method", ["glphs", "csakd"])  # the second is the default
+def test_the_packaged_pair_is_the_same_in_tiles(tmp_path, method):
     berlin = MadePair(BERLIN_HSI, BERLIN_MSI)
+    wanted = {"method": method, "ratio": 3, "data_type": "float32"}
     whole, tiled = (
         read(
             fuse(
-                request_for(berlin, tmp_path, ratio=3, data_type="float32", tile_size=side),
+                request_for(berlin, tmp_path, tile_size=side, **wanted),
                 SilentFeedback(),
             )["output"]
         )
