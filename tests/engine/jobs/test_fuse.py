@@ -282,7 +282,7 @@ def test_nothing_valid_is_refused(run, tmp_path):
 
 def test_progress_only_goes_forward_and_ends(pair, tmp_path):
     listener = Listener()
-    fuse(request_for(pair, tmp_path, report=str(tmp_path / "r.html")), listener)
+    fuse(request_for(pair, tmp_path), listener)
     assert listener.fractions == sorted(listener.fractions)
     assert listener.fractions[-1] == 1.0
 
