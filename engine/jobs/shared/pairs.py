@@ -54,7 +54,7 @@ class PairSettings(JobRequest):
     response: str = ESTIMATE
     bands: str | None = None
     multispectral_bands: str | None = None
-    max_shift: float = Field(default=3.0, gt=0.0, le=16.0)
+    max_shift: float = Field(default=3.0, ge=0.0, le=20.0)
 
     @field_validator("shift")
     @classmethod
