@@ -1,0 +1,369 @@
+"""How near fused images come to a known truth: CSAKD beside classical methods, and what it needs.
+
+    python -m benchmarks.fusion_quality                    # all pairs, five seeds
+    python -m benchmarks.fusion_quality --ablations        # three pairs, three seeds
+    python -m benchmarks.fusion_quality --cases "Jasper Ridge, 4" --seeds 1
+    python -m benchmarks.fusion_quality --preset paper --device cuda
+
+Every method gets the same pair, and its sensors' point spread and response as the product
+estimates them from that pair. Each seed holds out another quarter of the ground in blocks:
+teacher, student and their start learn from targets on the rest, and all methods are scored on the
+held-out blocks. Classical methods need no targets. Finished cells are kept, so that an
+interrupted run goes on where it was; `--again` measures anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor
+
+from benchmarks.accuracy import ROOT
+from benchmarks.cells import Work, measure_cells, spread, table_row
+from benchmarks.distillation_data import data_folder
+from benchmarks.fusion_data import CASES, Case, hold_out_quarter, load_case
+from benchmarks.memory import peak_bytes
+from engine.feedback import SilentFeedback
+from engine.models.fusion.classical import CLASSICAL
+from engine.models.fusion.method import FusionMethod, ImagePair
+from engine.models.fusion.presets import DEFAULT, PRESETS
+from engine.training.fusion import train_fuser
+from engine.training.fusion_data import Triplet
+from engine.training.fusion_loss import FusionLossSettings
+from engine.training.fusion_metrics import score_fusion
+from engine.training.fusion_settings import FusionSettings
+from engine.training.pair_physics import PairPhysics, estimate_physics
+
+SCORES = {"psnr_db": ("PSNR, dB", 2), "sam_deg": ("Spectral angle, °", 3), "ergas": ("ERGAS", 3)}
+LEARNED = ("start", "teacher", "student")
+METHODS = (*CLASSICAL, *LEARNED)
+ABLATION_CASES = (
+    "Jasper Ridge, 4 bands",
+    "HYDICE urban, 4 bands",
+    "Berlin, EnMAP and HyMap",
+)
+ABLATION_SEEDS = 3
+SEEDS = 5
+REPEATED = 3  # times in each direction, for time and memory
+AS_IT_IS = "default"
+_NO_ANGLE, _NO_ENERGY = {"spectral_angle": 0.0}, {"band_energy": 0.0}
+# What differs from the default; those that are the default are measured once, as the default.
+VARIANTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {
+        AS_IT_IS: {},
+        "attention as published": {"fusion": "released"},
+        "attention repaired": {"fusion": "repaired"},
+        "no attention": {"fusion": "none"},
+        "no distillation": {"distillation": "none"},
+        "response distillation": {"distillation": "response"},
+        "feature distillation": {"distillation": "feature"},
+        "both distillations": {"distillation": "both"},
+        "no spectral angle": {"losses": FusionLossSettings(**_NO_ANGLE)},
+        "no band energy": {"losses": FusionLossSettings(**_NO_ENERGY)},
+        "smooth L1 alone": {"losses": FusionLossSettings(**_NO_ANGLE, **_NO_ENERGY)},
+        "start: interpolation": {"start": "bicubic"},
+        "start: none, as published": {"start": "none"},
+    }
+)
+logger = logging.getLogger("benchmarks.fusion_quality")
+
+
+def measure_classical(name: str, seed: int) -> dict[str, Any]:
+    """Fit and ask the classical methods; one cell."""
+    torch.set_num_threads(1)
+    case, physics = _load(name, seed)
+    held = hold_out_quarter(case, seed)
+    found = {}
+    for method, fit in CLASSICAL.items():
+        start_s = time.monotonic()
+        with torch.no_grad():
+            fitted = fit([case.pair], physics)
+        found[method] = _measured(fitted, case, held, time.monotonic() - start_s)
+    return found
+
+
+def measure_trained(
+    name: str, variant: str, seed: int, preset: str, device: str, epochs: int | None
+) -> dict[str, Any]:
+    """Train teacher and student without the held-out ground, and ask about it; one cell."""
+    torch.set_num_threads(1)
+    case, physics = _load(name, seed)
+    held = hold_out_quarter(case, seed)
+    triplet = Triplet(case.pair, case.target, case.known & ~held)
+    settings = FusionSettings(
+        preset=preset, epochs=epochs, seed=seed, validation=0.0, **VARIANTS[variant]
+    )
+    start_s = time.monotonic()
+    trained = train_fuser(
+        [triplet],
+        settings,
+        physics=physics,
+        fabric=Fabric(accelerator=device, devices=1),
+        feedback=SilentFeedback(),
+    )
+    seconds = time.monotonic() - start_s
+    # All three come of one training; its time stands at the student.
+    methods = {
+        "start": (trained.student.start, 0.0),
+        "teacher": (trained.teacher, 0.0),
+        "student": (trained.student, seconds),
+    }
+    return {
+        method: _measured(model, case, held, took_s)
+        for method, (model, took_s) in methods.items()
+        if model is not None
+    }
+
+
+def _load(name: str, seed: int) -> tuple[Case, PairPhysics]:
+    """A case, and how its sensors see as far as the pair tells.
+
+    Raises:
+        FileNotFoundError: the folder that HYPERKD_DATA names is not there.
+    """
+    data = data_folder()
+    if data is None:
+        raise FileNotFoundError("The scenes are in the folder that HYPERKD_DATA names.")
+    case = load_case(name, data, seed)
+    physics = estimate_physics([case.pair], hsi_bands=case.hsi_bands, msi_bands=case.msi_bands)
+    return case, physics
+
+
+@torch.no_grad()
+def _measured(method: FusionMethod, case: Case, held: Tensor, fit_s: float) -> dict[str, float]:
+    """Scores on the held-out ground, and what the method needs."""
+    method = method.eval().cpu()
+    image = method(case.pair)
+    scores = score_fusion(
+        image[0], case.target[0], (held & case.known)[0], case.ratio, block_px=None
+    )
+    large = _repeated(case.pair)
+    start_s = time.monotonic()
+    grown_mb = _peak_growth_mb(lambda: method(large))
+    megapixels = large.msi_valid.numel() / 1e6
+    return {
+        **{score: getattr(scores, score) for score in SCORES},
+        "parameters": sum(parameter.numel() for parameter in method.parameters()),
+        "numbers": sum(tensor.numel() for tensor in method.state_dict().values()),
+        "fit_s": fit_s,
+        "fuse_s_mpx": (time.monotonic() - start_s) / megapixels,
+        "peak_mb": grown_mb,
+    }
+
+
+def _repeated(pair: ImagePair) -> ImagePair:
+    """The pair many times side by side: large enough for its time and memory to be told."""
+    return ImagePair(
+        *(image.repeat(1, 1, REPEATED, REPEATED) for image in (pair.hsi, pair.msi)),
+        *(valid.repeat(1, REPEATED, REPEATED) for valid in (pair.hsi_valid, pair.msi_valid)),
+    )
+
+
+def _peak_growth_mb(work: Callable[[], Any]) -> float:
+    """Megabytes by which the process grows for it; NaN where the system does not tell."""
+    try:
+        ctypes.CDLL(None).malloc_trim(0)  # what was freed is given back, or it would be used first
+        Path("/proc/self/clear_refs").write_text("5")  # the peak is counted anew
+    except (OSError, AttributeError):
+        work()
+        return float("nan")
+    before = peak_bytes()
+    work()
+    return (peak_bytes() - before) / 1e6
+
+
+def _variant_of(variant: str, preset: str) -> str:
+    """The default's name for a variant that is what the default does anyway."""
+
+    def settings(changes: Mapping[str, Any]) -> FusionSettings:
+        asked = FusionSettings(preset=preset, **changes)
+        return replace(asked, fusion=asked.fusion or PRESETS[preset].fusion)
+
+    return AS_IT_IS if settings(VARIANTS[variant]) == settings({}) else variant
+
+
+def _key(name: str, variant: str, seed: int, preset: str = "", epochs: int | None = None) -> str:
+    variant = _variant_of(variant, preset) if preset else variant
+    run = f"{preset} {variant}" + (f" {epochs} epochs" if epochs else "") if preset else variant
+    return f"{name}|{run}|{seed}"
+
+
+def run(
+    cases: Sequence[str],
+    variants: Sequence[str],
+    seeds: int,
+    options: argparse.Namespace,
+) -> dict[str, Any]:
+    """Measure what is not measured yet, seed by seed."""
+    preset, device, epochs = options.preset, options.device, options.epochs
+    wanted: dict[str, Work] = {}
+    for seed in range(seeds):
+        for name in cases:
+            wanted[_key(name, "classical", seed)] = measure_classical, (name, seed)
+            for variant in variants:
+                key = _key(name, variant, seed, preset, epochs)
+                wanted[key] = measure_trained, (name, variant, seed, preset, device, epochs)
+    path = options.folder / "fusion_quality.json"
+    if options.again and path.exists():
+        kept = {k: v for k, v in json.loads(path.read_text()).items() if k not in wanted}
+        path.write_text(json.dumps(kept, indent=1))
+    return measure_cells(path, wanted, options.jobs, logger)
+
+
+class Results:
+    """Finished cells of one preset, asked by method.
+
+    Args:
+        cells: by key.
+        seeds: number of them.
+        preset: of the trained methods.
+        epochs: that were asked for.
+    """
+
+    def __init__(
+        self, cells: Mapping[str, Any], seeds: int, preset: str, epochs: int | None
+    ) -> None:
+        self._cells, self._seeds = cells, seeds
+        self._preset, self._epochs = preset, epochs
+
+    def values(self, name: str, method: str, what: str, variant: str = AS_IT_IS) -> list[float]:
+        """One number a seed; none where the variant has no such method."""
+        keys = [
+            _key(name, "classical", seed)
+            if method in CLASSICAL
+            else _key(name, variant, seed, self._preset, self._epochs)
+            for seed in range(self._seeds)
+        ]
+        return [self._cells[key][method][what] for key in keys if method in self._cells[key]]
+
+    def best_classical(self, name: str, what: str) -> list[float]:
+        """Of each seed the best of the classical methods."""
+        best = max if what == "psnr_db" else min
+        columns = [self.values(name, method, what) for method in CLASSICAL]
+        return [best(row) for row in zip(*columns, strict=True)]
+
+
+def score_tables(results: Results, cases: Sequence[str]) -> list[str]:
+    """A table a score: pairs down, methods across; the best mean of a row is bold."""
+    lines = []
+    for score, (title, digits) in SCORES.items():
+        lines += [f"**{title}**", "", *_head(["pair", *METHODS])]
+        for name in cases:
+            columns = [results.values(name, method, score) for method in METHODS]
+            means = [np.mean(values) if values else np.nan for values in columns]
+            best = np.nanargmax(means) if score == "psnr_db" else np.nanargmin(means)
+            row = [spread(values, digits) if values else "" for values in columns]
+            row[int(best)] = f"**{row[int(best)]}**"
+            lines.append(table_row([name, *row]))
+        lines.append("")
+    return lines
+
+
+def aim_table(results: Results, cases: Sequence[str]) -> list[str]:
+    """What the student has over the best classical method of a seed, and lacks of its teacher."""
+    columns = ["pair", "PSNR over the best classical, dB", "angle below the best classical, °"]
+    columns.append("PSNR below the teacher, dB")
+    lines = _head(columns)
+    reached = np.zeros(3, int)
+    for name in cases:
+        psnr = np.array(results.values(name, "student", "psnr_db"))
+        gained = psnr - results.best_classical(name, "psnr_db")
+        angle = np.array(results.best_classical(name, "sam_deg"))
+        angle = angle - results.values(name, "student", "sam_deg")
+        behind = np.array(results.values(name, "teacher", "psnr_db")) - psnr
+        reached += [gained.mean() > 0, angle.mean() > 0, behind.mean() <= 0.5]
+        row = [spread(gained, 2, signed=True), spread(angle, 3, signed=True)]
+        lines.append(table_row([name, *row, spread(behind, 2, signed=True)]))
+    lines.append(table_row(["reached", *(f"{count} of {len(cases)}" for count in reached)]))
+    return [*lines, ""]
+
+
+def cost_table(results: Results, cases: Sequence[str]) -> list[str]:
+    """What each method needs, as means over pairs and seeds."""
+    columns = ["method", "trained values", "values kept", "fit, s", "fuse, s a Mpx", "memory, MB"]
+    lines = _head(columns)
+    for method in METHODS:
+        found = {
+            what: np.mean([np.mean(results.values(name, method, what)) for name in cases])
+            for what in ("parameters", "numbers", "fit_s", "fuse_s_mpx", "peak_mb")
+        }
+        sizes = [f"{found[what]:,.0f}" for what in ("parameters", "numbers")]
+        rest = [f"{found['fit_s']:.2f}", f"{found['fuse_s_mpx']:.2f}", f"{found['peak_mb']:.0f}"]
+        lines.append(table_row([method, *sizes, *rest]))
+    return [*lines, ""]
+
+
+def ablation_table(results: Results, cases: Sequence[str], variants: Sequence[str]) -> list[str]:
+    """Student and teacher of each variant: PSNR and angle."""
+    lines = _head(["variant", "network", *cases])
+    for variant in variants:
+        for method in ("teacher", "student"):
+            row = []
+            for name in cases:
+                psnr = results.values(name, method, "psnr_db", variant)
+                angle = results.values(name, method, "sam_deg", variant)
+                row.append(f"{spread(psnr, 2)} dB, {spread(angle, 3)}°")
+            lines.append(table_row([variant, method, *row]))
+    return [*lines, ""]
+
+
+def _head(columns: Sequence[str]) -> list[str]:
+    return [table_row(columns), table_row(["---"] * len(columns))]
+
+
+def tables(
+    cells: Mapping[str, Any],
+    cases: Sequence[str],
+    variants: Sequence[str],
+    seeds: int,
+    options: argparse.Namespace,
+) -> str:
+    """All tables in Markdown."""
+    results = Results(cells, seeds, options.preset, options.epochs)
+    if len(variants) > 1:
+        return "\n".join(ablation_table(results, cases, variants))
+    parts = (score_tables, aim_table, cost_table)
+    return "\n".join(line for part in parts for line in part(results, cases))
+
+
+def main() -> None:
+    """Read the command line, run, print and keep."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--cases", nargs="+", default=None, help="names, or their beginnings")
+    parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=[AS_IT_IS])
+    parser.add_argument("--ablations", action="store_true", help="all variants, on three pairs")
+    parser.add_argument("--seeds", type=int, default=None, help="5; 3 of the ablations")
+    parser.add_argument("--preset", choices=list(PRESETS), default=DEFAULT)
+    parser.add_argument("--epochs", type=int, default=None, help="the preset's when not given")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, …")
+    parser.add_argument("--jobs", type=int, default=2, help="trainings at a time")
+    parser.add_argument("--again", action="store_true", help="measure what was measured before")
+    parser.add_argument("--folder", type=Path, default=ROOT / "build" / "bench")
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    options.folder.mkdir(parents=True, exist_ok=True)
+    known = ABLATION_CASES if options.ablations else tuple(CASES)
+    cases = [
+        name for name in known if options.cases is None or name.startswith(tuple(options.cases))
+    ]
+    variants = list(VARIANTS) if options.ablations else options.variants
+    seeds = options.seeds or (ABLATION_SEEDS if options.ablations else SEEDS)
+    cells = run(cases, variants, seeds, options)
+    print(tables(cells, cases, variants, seeds, options))
+
+
+if __name__ == "__main__":
+    main()
