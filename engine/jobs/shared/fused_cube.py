@@ -80,7 +80,8 @@ class WholeCube(nn.Module):
             fused = self._with_plain(pair, fused)
         seen = fused[:, self._usable] if len(self._usable) < self.bands else fused
         physics = self._physics
-        found = measure_consistency(seen, usable, physics.spread, physics.response)
+        with torch.autocast(seen.device.type, enabled=False):  # half precision is for networks
+            found = measure_consistency(seen, usable, physics.spread, physics.response)
         return torch.cat([fused, found.layers()], dim=1)
 
     def _of_usable(self, pair: ImagePair) -> ImagePair:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 
 from engine.models.fusion.consistency import degrade_known, known_pixels
@@ -55,10 +56,12 @@ class BackProjection(FusionMethod):
         """Fuse and correct, (B, L, h, w) to (B, L, h*r, w*r)."""
         result: Tensor = self.method(pair)
         fine_valid = known_pixels(pair)
-        for size in step_sizes():
-            low, low_valid = degrade_known(result, fine_valid, self.spread)
-            missing = (pair.hsi - low) * (pair.hsi_valid & low_valid)[:, None]
-            result = result + size * upsample(missing, self.ratio)
+        # Half precision is for networks; what is missing here is in its last digits.
+        with torch.autocast(result.device.type, enabled=False):
+            for size in step_sizes():
+                low, low_valid = degrade_known(result, fine_valid, self.spread)
+                missing = (pair.hsi - low) * (pair.hsi_valid & low_valid)[:, None]
+                result = result + size * upsample(missing, self.ratio)
         return result
 
 

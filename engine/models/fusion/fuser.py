@@ -170,7 +170,10 @@ class Fuser(FusionMethod):
 
     def forward(self, pair: ImagePair) -> Tensor:
         """Fuse to (B, L, h*r, w*r) float32 reflectance."""
-        return self.to_reflectance(self.refine(self.prepare(pair)).image)
+        # Half precision is for the network: the start is reflectance, and has four digits.
+        with torch.autocast(pair.hsi.device.type, enabled=False):
+            inputs = self.prepare(pair)
+        return self.to_reflectance(self.refine(inputs).image)
 
     def prepare(self, pair: ImagePair) -> FuserInputs:
         """Fill gaps, start, and bring all to the network's scale; nothing here is trained."""

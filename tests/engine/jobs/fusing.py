@@ -95,6 +95,7 @@ def save_fuser(
     msi_nm: Any = MSI_NM,
     ratio: int = RATIO,
     name: str = "tiny-fuser",
+    gate: float = 1.0,
 ) -> str:
     """Save a package of a small network with random weights on interpolation."""
     bands, fine_bands = table_of(hsi_nm, 40.0), table_of(msi_nm, 80.0)
@@ -107,6 +108,7 @@ def save_fuser(
     torch.manual_seed(0)
     model = Fuser(config)
     model.answer_spread.fill_(1.0)
+    model.gate.fill_(gate)
     info = tiny_info(
         name=name,
         bands=bands,

@@ -87,6 +87,17 @@ def test_bands_that_the_model_does_not_know_are_interpolated(run, tmp_path):
     assert np.abs(values[:-2] - plain[:-2]).max() > 0.05
 
 
+def test_half_precision_is_for_the_network_alone(run, model, tmp_path):
+    closed = save_fuser(tmp_path, name="closed", gate=0.0)
+    options = {"back_projection": True}
+    exact, expected = run(model=closed, **options)
+    half, values = run(model=closed, precision="bfloat16", **options)
+    np.testing.assert_allclose(values, expected, atol=1e-6)
+    assert half["consistency_msi"] == pytest.approx(exact["consistency_msi"], rel=1e-4)
+    _result, opened = run(model=model, precision="bfloat16", **options)
+    assert np.abs(opened - expected).max() > 1e-3
+
+
 def test_a_package_without_its_ratio_asked_for_brings_the_image_to_it(run, model, tmp_path):
     finer = write_pair(tmp_path, "finer", split=2)
     _result, values = run(of=finer, model=model)
