@@ -182,7 +182,7 @@ def _packaged(
     if route.table:
         feedback.info(f"Bands of the model in the images:\n{route.table}")
     method = cast(FusionMethod, loaded.module)  # so says its task
-    return ChosenMethod(LEARNT, info.title, why, method, route, loaded.package)
+    return ChosenMethod(LEARNT, TITLES[LEARNT], why, method, route, loaded.package)
 
 
 def _fusion_packages() -> list[str]:
@@ -237,10 +237,7 @@ def _match(
     try:
         return match_bands(wanted, found)
     except BandMatchError as error:
-        raise PackageError(
-            f"The model {info.name!r} is not made for {name}. {error.sentence}",
-            f"Choose a model for this sensor, or a classical method.\n{error.remedy}",
-        ) from error
+        raise _other_bands(info, name, error.remedy.partition("\n")[2]) from error
 
 
 def _other_bands(info: ModelInfo, name: str, table: str) -> PackageError:

@@ -113,7 +113,9 @@ def test_a_package_for_another_ratio_is_refused(run, model):
 
 def test_a_package_for_other_bands_is_refused_with_the_table(run, tmp_path):
     swir = save_fuser(tmp_path, hsi_nm=np.linspace(1500, 2400, 13), name="swir")
-    with pytest.raises(PackageError, match=r"'swir' is not made for pair_hsi") as caught:
+    with pytest.raises(
+        PackageError, match=r"'swir' is made for other bands than those of pair_hsi"
+    ) as caught:
         run(model=swir)
     assert "too far" in caught.value.remedy
 
@@ -176,5 +178,10 @@ def test_the_report_of_a_package_names_it_and_its_licence(run, model, tmp_path):
     report = tmp_path / "r.html"
     run(model=model, report=str(report), back_projection=True)
     text = report.read_text()
-    for words in ("Tiny test model, back-projected", "CC-BY-SA-4.0", "If the model was trained"):
+    for words in (
+        "CSAKD, back-projected",
+        "Tiny test model",
+        "CC-BY-SA-4.0",
+        "If the model was trained",
+    ):
         assert words in text
