@@ -16,7 +16,7 @@ from engine.training.reconstruction_figures import with_gaps
 
 THIS_COLOR = "#0b6e6e"
 OTHER_COLORS = ("#c4572b", "#e2b13c", "#7c6bb0", "#8a9a5b", MUTED)
-CONSISTENCY_COLORS = "YlOrBr"  # light is good, as on the map
+CONSISTENCY_COLORS = "viridis"  # dark means sure, as on the map
 # The few worst pixels would leave no colour to the others.
 SHOWN_SHARE = 0.98
 LEAST_SHOWN = 0.02
