@@ -165,6 +165,15 @@ def test_packaged_models_are_for_what_they_say():
     assert not USES["classifier"].accepts(kinds["galileo-nano"])
 
 
+def test_the_packaged_fusion_is_for_fusing_alone():
+    root = model_catalogue.packaged_folder(Path(__file__).resolve().parents[2])
+    kinds = {model.name: model for model in installed_models(root)}
+    if "berlin-enmap-fusion" not in kinds:
+        pytest.skip("the packaged fusion is not in this checkout")
+    serves = {use for use in USES if USES[use].accepts(kinds["berlin-enmap-fusion"])}
+    assert serves == {"any", "fusion"}
+
+
 @pytest.mark.parametrize(
     ("platform", "variables", "ending"),
     [
