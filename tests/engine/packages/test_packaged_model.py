@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from engine.models.fusion.method import ImagePair
 from engine.packages import installed
 from engine.packages.cache import load_model
 from engine.packages.package import load_package
@@ -14,6 +15,7 @@ from engine.raster.spectra import BandTable, match_bands
 MODELS = Path(__file__).parents[3] / "resources" / "models"
 TRAINED = ["berlin-enmap-landcover", "berlin-enmap-segmentation", "berlin-image-segmentation"]
 SEGMENTERS = TRAINED[1:]
+FUSION = "berlin-enmap-fusion"
 
 
 @pytest.fixture(autouse=True)
@@ -23,7 +25,7 @@ def model_folders(monkeypatch, tmp_path):
     monkeypatch.setenv(installed.USER_FOLDER_VARIABLE, str(tmp_path))
 
 
-@pytest.mark.parametrize("name", ["berlin-enmap-landcover", "berlin-enmap-segmentation"])
+@pytest.mark.parametrize("name", ["berlin-enmap-landcover", "berlin-enmap-segmentation", FUSION])
 @pytest.mark.parametrize("sensor", ["enmap", "prisma", "emit"])
 def test_hyperspectral_models_fit_the_sensors_that_measure_their_range(name, sensor):
     model = load_package(str(MODELS / name)).info.bands
@@ -34,11 +36,13 @@ def test_hyperspectral_models_fit_the_sensors_that_measure_their_range(name, sen
     assert max(row.distance_nm for row in match.rows) < 10
 
 
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("name", [*TRAINED, FUSION])
 def test_packages_name_no_folder_of_the_machine_they_were_trained_on(name):
     request = load_package(str(MODELS / name)).info.training["request"]
     keys = ("training", "output", "bands", "adapted")
-    paths = [*request["input"], *(request[key] for key in keys if key in request)]
+    images = ("input", "hyperspectral", "multispectral")
+    paths = [path for key in images for path in request.get(key, [])]
+    paths += [request[key] for key in keys if key in request]
     assert not any(Path(path).is_absolute() for path in paths)
 
 
@@ -63,3 +67,30 @@ def test_the_network_of_the_image_segmenter_answers():
     package = load_package(str(MODELS / "berlin-image-segmentation"))
     assert package.info.training["network_weight"] == 1
     assert package.info.tiling.blend
+
+
+def test_the_fusion_is_small_enough_to_come_with_the_plugin():
+    files = (MODELS / FUSION).iterdir()
+    assert sum(path.stat().st_size for path in files) < 3_000_000
+
+
+def test_the_fusion_is_better_than_every_classical_method_where_it_was_not_trained():
+    info = load_package(str(MODELS / FUSION)).info
+    others = info.training["scores_of_others"]
+    for name in ("bicubic", "gsa", "glphs", "cnmf"):
+        assert info.scores["psnr_db"] > others[name]["psnr_db"]
+        assert info.scores["sam_deg"] < others[name]["sam_deg"]
+
+
+def test_the_fusion_answers_for_a_pair():
+    loaded = load_model(str(MODELS / FUSION), torch.device("cpu"))
+    info = loaded.package.info
+    pair = ImagePair(
+        torch.full((1, len(info.bands), 4, 5), 0.2),
+        torch.full((1, len(info.fine_bands), 4 * info.ratio, 5 * info.ratio), 0.2),
+        torch.ones(1, 4, 5, dtype=torch.bool),
+        torch.ones(1, 4 * info.ratio, 5 * info.ratio, dtype=torch.bool),
+    )
+    fused = loaded.module(pair)
+    assert fused.shape == (1, len(info.bands), 4 * info.ratio, 5 * info.ratio)
+    assert -0.1 < float(fused.min()) < float(fused.max()) < 0.6
