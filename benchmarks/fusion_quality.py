@@ -4,6 +4,7 @@
     python -m benchmarks.fusion_quality --ablations        # three pairs, three seeds
     python -m benchmarks.fusion_quality --cases "Jasper Ridge, 4" --seeds 1
     python -m benchmarks.fusion_quality --preset paper --device cuda
+    python -m benchmarks.fusion_quality --document         # and write docs/fusion_results.md
 
 Every method gets the same pair, and its sensors' point spread and response as the product
 estimates them from that pair. Each seed holds out another quarter of the ground in blocks:
@@ -42,9 +43,8 @@ from engine.models.fusion.method import FusionMethod, ImagePair
 from engine.models.fusion.presets import DEFAULT, PRESETS
 from engine.training.fusion import train_fuser
 from engine.training.fusion_data import Triplet
-from engine.training.fusion_loss import FusionLossSettings
 from engine.training.fusion_metrics import score_fusion
-from engine.training.fusion_settings import FusionSettings
+from engine.training.fusion_settings import LOSSES, FusionSettings
 from engine.training.pair_physics import PairPhysics, estimate_physics
 
 SCORES = {"psnr_db": ("PSNR, dB", 2), "sam_deg": ("Spectral angle, °", 3), "ergas": ("ERGAS", 3)}
@@ -57,6 +57,7 @@ ABLATION_CASES = (
 )
 ABLATION_SEEDS = 3
 SEEDS = 5
+DOCUMENT = ROOT / "docs" / "fusion_results.md"
 REPEATED = 3  # times in each direction, for time and memory
 AS_IT_IS = "default"
 _NO_ANGLE, _NO_ENERGY = {"spectral_angle": 0.0}, {"band_energy": 0.0}
@@ -71,9 +72,9 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "response distillation": {"distillation": "response"},
         "feature distillation": {"distillation": "feature"},
         "both distillations": {"distillation": "both"},
-        "no spectral angle": {"losses": FusionLossSettings(**_NO_ANGLE)},
-        "no band energy": {"losses": FusionLossSettings(**_NO_ENERGY)},
-        "smooth L1 alone": {"losses": FusionLossSettings(**_NO_ANGLE, **_NO_ENERGY)},
+        "no spectral angle": {"losses": replace(LOSSES, **_NO_ANGLE)},
+        "no band energy": {"losses": replace(LOSSES, **_NO_ENERGY)},
+        "smooth L1 alone": {"losses": replace(LOSSES, **_NO_ANGLE, **_NO_ENERGY)},
         "start: interpolation": {"start": "bicubic"},
         "start: none, as published": {"start": "none"},
     }
@@ -103,8 +104,8 @@ def measure_trained(
     case, physics = _load(name, seed)
     held = hold_out_quarter(case, seed)
     triplet = Triplet(case.pair, case.target, case.known & ~held)
-    settings = FusionSettings(
-        preset=preset, epochs=epochs, seed=seed, validation=0.0, **VARIANTS[variant]
+    settings = FusionSettings.of(
+        preset, epochs=epochs, seed=seed, validation=0.0, **VARIANTS[variant]
     )
     start_s = time.monotonic()
     trained = train_fuser(
@@ -189,7 +190,7 @@ def _variant_of(variant: str, preset: str) -> str:
     """The default's name for a variant that is what the default does anyway."""
 
     def settings(changes: Mapping[str, Any]) -> FusionSettings:
-        asked = FusionSettings(preset=preset, **changes)
+        asked = FusionSettings.of(preset, **changes)
         return replace(asked, fusion=asked.fusion or PRESETS[preset].fusion)
 
     return AS_IT_IS if settings(VARIANTS[variant]) == settings({}) else variant
@@ -339,6 +340,20 @@ def tables(
     return "\n".join(line for part in parts for line in part(results, cases))
 
 
+def put_into_document(document: Path, block: str, text: str) -> None:
+    """Write tables between the comments that name their block.
+
+    Raises:
+        ValueError: the document has no such block.
+    """
+    begin, end = f"<!-- {block} -->", f"<!-- end of {block} -->"
+    before, found_begin, rest = document.read_text(encoding="utf-8").partition(begin)
+    _, found_end, after = rest.partition(end)
+    if not found_begin or not found_end:
+        raise ValueError(f"{document} has no place for {block}.")
+    document.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}", encoding="utf-8")
+
+
 def main() -> None:
     """Read the command line, run, print and keep."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -351,6 +366,9 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="cpu, cuda, …")
     parser.add_argument("--jobs", type=int, default=2, help="trainings at a time")
     parser.add_argument("--again", action="store_true", help="measure what was measured before")
+    parser.add_argument(
+        "--document", action="store_true", help=f"put the tables into {DOCUMENT.name}"
+    )
     parser.add_argument("--folder", type=Path, default=ROOT / "build" / "bench")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
@@ -362,7 +380,11 @@ def main() -> None:
     variants = list(VARIANTS) if options.ablations else options.variants
     seeds = options.seeds or (ABLATION_SEEDS if options.ablations else SEEDS)
     cells = run(cases, variants, seeds, options)
-    print(tables(cells, cases, variants, seeds, options))
+    text = tables(cells, cases, variants, seeds, options).strip()
+    print(text)
+    if options.document:
+        block = "ablations" if options.ablations else f"scores of {options.preset}"
+        put_into_document(DOCUMENT, block, text)
 
 
 if __name__ == "__main__":

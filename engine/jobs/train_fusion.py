@@ -128,8 +128,8 @@ def _settings(request: Request) -> FusionSettings:
     }
     if request.start is not None:
         given["start"] = "injection" if request.start else "none"
-    return FusionSettings(
-        preset=request.preset, validation=request.validation, seed=request.seed, **given
+    return FusionSettings.of(
+        request.preset, validation=request.validation, seed=request.seed, **given
     )
 
 
