@@ -164,7 +164,6 @@ def test_fuse_takes_the_package(run, pair, tmp_path):
     assert fuse(FuseRequest.parse(request), SilentFeedback())["method"] == "csakd"
 
 
-@pytest.mark.slow  # two pairs, and the pictures of both
 def test_several_pairs_train_one_model(pair, tmp_path):
     other = write_pair(tmp_path, "other", seed=1, height=30, width=33, msi_order=(2, 0, 3, 1))
     request = request_for(
@@ -294,7 +293,6 @@ def test_too_little_memory_is_said_before_the_training(pair, tmp_path, monkeypat
 # Interrupted and resumed
 
 
-@pytest.mark.slow  # three trainings
 def test_a_cancelled_run_goes_on_to_the_same_weights(pair, tmp_path):
     def request(name, **parameters):
         return request_for(pair, output=str(tmp_path / name), epochs=6, **parameters)
