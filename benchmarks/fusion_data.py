@@ -132,7 +132,7 @@ def hold_out_quarter(case: Case, seed: int) -> Tensor:
 def _blocks(size_px: int) -> NDArray[np.int64]:
     """(size,) number of the block that each coarse pixel of a side is in."""
     count = max(round(size_px / BLOCK_PX), 1)
-    return np.arange(size_px) * count // size_px
+    return np.asarray(np.arange(size_px) * count // size_px)
 
 
 def load_case(name: str, data: Path, seed: int) -> Case:

@@ -2,6 +2,7 @@
 
     python -m benchmarks.fusion_quality                    # all pairs, five seeds
     python -m benchmarks.fusion_quality --ablations        # three pairs, three seeds
+    python -m benchmarks.fusion_quality --ablations --start bicubic
     python -m benchmarks.fusion_quality --cases "Jasper Ridge, 4" --seeds 1
     python -m benchmarks.fusion_quality --preset paper --device cuda
     python -m benchmarks.fusion_quality --document         # and write docs/fusion_results.md
@@ -22,7 +23,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -39,15 +40,18 @@ from benchmarks.fusion_data import CASES, Case, hold_out_quarter, load_case
 from benchmarks.memory import peak_bytes
 from engine.feedback import SilentFeedback
 from engine.models.fusion.classical import CLASSICAL
+from engine.models.fusion.fuser import STARTS, Fuser, Start
 from engine.models.fusion.method import FusionMethod, ImagePair
 from engine.models.fusion.presets import DEFAULT, PRESETS
 from engine.training.fusion import train_fuser
 from engine.training.fusion_data import Triplet
+from engine.training.fusion_loss import FusionLossSettings
 from engine.training.fusion_metrics import score_fusion
 from engine.training.fusion_settings import LOSSES, FusionSettings
 from engine.training.pair_physics import PairPhysics, estimate_physics
 
 SCORES = {"psnr_db": ("PSNR, dB", 2), "sam_deg": ("Spectral angle, °", 3), "ergas": ("ERGAS", 3)}
+COSTS = ("parameters", "numbers", "fit_s", "fuse_s_mpx", "peak_mb", "gate")
 LEARNED = ("start", "teacher", "student")
 METHODS = (*CLASSICAL, *LEARNED)
 ABLATION_CASES = (
@@ -60,7 +64,6 @@ SEEDS = 5
 DOCUMENT = ROOT / "docs" / "fusion_results.md"
 REPEATED = 3  # times in each direction, for time and memory
 AS_IT_IS = "default"
-_NO_ANGLE, _NO_ENERGY = {"spectral_angle": 0.0}, {"band_energy": 0.0}
 # What differs from the default; those that are the default are measured once, as the default.
 VARIANTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
@@ -72,14 +75,53 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "response distillation": {"distillation": "response"},
         "feature distillation": {"distillation": "feature"},
         "both distillations": {"distillation": "both"},
-        "no spectral angle": {"losses": replace(LOSSES, **_NO_ANGLE)},
-        "no band energy": {"losses": replace(LOSSES, **_NO_ENERGY)},
-        "smooth L1 alone": {"losses": replace(LOSSES, **_NO_ANGLE, **_NO_ENERGY)},
+        "no spectral angle": {"losses": replace(LOSSES, spectral_angle=0.0)},
+        "no band energy": {"losses": replace(LOSSES, band_energy=0.0)},
+        "neither": {"losses": replace(LOSSES, spectral_angle=0.0, band_energy=0.0)},
+        "losses weighed as published": {"losses": FusionLossSettings()},
         "start: interpolation": {"start": "bicubic"},
         "start: none, as published": {"start": "none"},
     }
 )
 logger = logging.getLogger("benchmarks.fusion_quality")
+
+
+@dataclass(frozen=True)
+class Base:
+    """What all trainings of a table share.
+
+    Args:
+        preset: name of the sizes.
+        epochs: the preset's when None.
+        start: what the networks add to; the preset's when None.
+        device: as lightning-fabric names it.
+    """
+
+    preset: str = DEFAULT
+    epochs: int | None = None
+    start: Start | None = None
+    device: str = "cpu"
+
+    def settings(self, variant: str, seed: int) -> FusionSettings:
+        """Of one training; what is held out, the benchmark holds out itself."""
+        given = {} if self.start is None else {"start": self.start}
+        settings = FusionSettings.of(
+            self.preset,
+            epochs=self.epochs,
+            seed=seed,
+            validation=0.0,
+            **{**given, **VARIANTS[variant]},
+        )
+        return replace(settings, fusion=settings.fusion or PRESETS[self.preset].fusion)
+
+    def key(self, name: str, variant: str, seed: int) -> str:
+        """Of a cell; a variant that is what the default does anyway is the default's."""
+        if self.settings(variant, seed) == self.settings(AS_IT_IS, seed):
+            variant = AS_IT_IS
+        start = f"on {self.start}" if self.start else ""
+        epochs = f"{self.epochs} epochs" if self.epochs else ""
+        run = " ".join(filter(None, (self.preset, start, epochs, variant)))
+        return f"{name}|{run}|{seed}"
 
 
 def measure_classical(name: str, seed: int) -> dict[str, Any]:
@@ -96,23 +138,18 @@ def measure_classical(name: str, seed: int) -> dict[str, Any]:
     return found
 
 
-def measure_trained(
-    name: str, variant: str, seed: int, preset: str, device: str, epochs: int | None
-) -> dict[str, Any]:
+def measure_trained(name: str, variant: str, seed: int, base: Base) -> dict[str, Any]:
     """Train teacher and student without the held-out ground, and ask about it; one cell."""
     torch.set_num_threads(1)
     case, physics = _load(name, seed)
     held = hold_out_quarter(case, seed)
     triplet = Triplet(case.pair, case.target, case.known & ~held)
-    settings = FusionSettings.of(
-        preset, epochs=epochs, seed=seed, validation=0.0, **VARIANTS[variant]
-    )
     start_s = time.monotonic()
     trained = train_fuser(
         [triplet],
-        settings,
+        base.settings(variant, seed),
         physics=physics,
-        fabric=Fabric(accelerator=device, devices=1),
+        fabric=Fabric(accelerator=base.device, devices=1),
         feedback=SilentFeedback(),
     )
     seconds = time.monotonic() - start_s
@@ -157,6 +194,7 @@ def _measured(method: FusionMethod, case: Case, held: Tensor, fit_s: float) -> d
     megapixels = large.msi_valid.numel() / 1e6
     return {
         **{score: getattr(scores, score) for score in SCORES},
+        "gate": float(method.gate.mean()) if isinstance(method, Fuser) else 1.0,
         "parameters": sum(parameter.numel() for parameter in method.parameters()),
         "numbers": sum(tensor.numel() for tensor in method.state_dict().values()),
         "fit_s": fit_s,
@@ -186,37 +224,25 @@ def _peak_growth_mb(work: Callable[[], Any]) -> float:
     return (peak_bytes() - before) / 1e6
 
 
-def _variant_of(variant: str, preset: str) -> str:
-    """The default's name for a variant that is what the default does anyway."""
-
-    def settings(changes: Mapping[str, Any]) -> FusionSettings:
-        asked = FusionSettings.of(preset, **changes)
-        return replace(asked, fusion=asked.fusion or PRESETS[preset].fusion)
-
-    return AS_IT_IS if settings(VARIANTS[variant]) == settings({}) else variant
-
-
-def _key(name: str, variant: str, seed: int, preset: str = "", epochs: int | None = None) -> str:
-    variant = _variant_of(variant, preset) if preset else variant
-    run = f"{preset} {variant}" + (f" {epochs} epochs" if epochs else "") if preset else variant
-    return f"{name}|{run}|{seed}"
+def _classical_key(name: str, seed: int) -> str:
+    return f"{name}|classical|{seed}"
 
 
 def run(
     cases: Sequence[str],
     variants: Sequence[str],
     seeds: int,
+    base: Base,
     options: argparse.Namespace,
 ) -> dict[str, Any]:
     """Measure what is not measured yet, seed by seed."""
-    preset, device, epochs = options.preset, options.device, options.epochs
     wanted: dict[str, Work] = {}
     for seed in range(seeds):
         for name in cases:
-            wanted[_key(name, "classical", seed)] = measure_classical, (name, seed)
+            wanted[_classical_key(name, seed)] = measure_classical, (name, seed)
             for variant in variants:
-                key = _key(name, variant, seed, preset, epochs)
-                wanted[key] = measure_trained, (name, variant, seed, preset, device, epochs)
+                key = base.key(name, variant, seed)
+                wanted[key] = measure_trained, (name, variant, seed, base)
     path = options.folder / "fusion_quality.json"
     if options.again and path.exists():
         kept = {k: v for k, v in json.loads(path.read_text()).items() if k not in wanted}
@@ -225,27 +251,23 @@ def run(
 
 
 class Results:
-    """Finished cells of one preset, asked by method.
+    """Finished cells, asked by method.
 
     Args:
         cells: by key.
         seeds: number of them.
-        preset: of the trained methods.
-        epochs: that were asked for.
+        base: of the trained methods.
     """
 
-    def __init__(
-        self, cells: Mapping[str, Any], seeds: int, preset: str, epochs: int | None
-    ) -> None:
-        self._cells, self._seeds = cells, seeds
-        self._preset, self._epochs = preset, epochs
+    def __init__(self, cells: Mapping[str, Any], seeds: int, base: Base) -> None:
+        self._cells, self._seeds, self._base = cells, seeds, base
 
     def values(self, name: str, method: str, what: str, variant: str = AS_IT_IS) -> list[float]:
         """One number a seed; none where the variant has no such method."""
         keys = [
-            _key(name, "classical", seed)
+            _classical_key(name, seed)
             if method in CLASSICAL
-            else _key(name, variant, seed, self._preset, self._epochs)
+            else self._base.key(name, variant, seed)
             for seed in range(self._seeds)
         ]
         return [self._cells[key][method][what] for key in keys if method in self._cells[key]]
@@ -293,18 +315,23 @@ def aim_table(results: Results, cases: Sequence[str]) -> list[str]:
 
 
 def cost_table(results: Results, cases: Sequence[str]) -> list[str]:
-    """What each method needs, as means over pairs and seeds."""
+    """What each method needs, as means over pairs and seeds, and how much of it was added."""
     columns = ["method", "trained values", "values kept", "fit, s", "fuse, s a Mpx", "memory, MB"]
-    lines = _head(columns)
+    lines = _head([*columns, "gate"])
     for method in METHODS:
-        found = {
-            what: np.mean([np.mean(results.values(name, method, what)) for name in cases])
-            for what in ("parameters", "numbers", "fit_s", "fuse_s_mpx", "peak_mb")
-        }
-        sizes = [f"{found[what]:,.0f}" for what in ("parameters", "numbers")]
-        rest = [f"{found['fit_s']:.2f}", f"{found['fuse_s_mpx']:.2f}", f"{found['peak_mb']:.0f}"]
-        lines.append(table_row([method, *sizes, *rest]))
+        values = {what: _over_all(results, cases, method, what) for what in COSTS}
+        if not values["numbers"]:
+            continue
+        mean = {what: np.mean(found) for what, found in values.items()}
+        sizes = [f"{mean[what]:,.0f}" for what in ("parameters", "numbers")]
+        rest = [f"{mean['fit_s']:.2f}", f"{mean['fuse_s_mpx']:.2f}", f"{mean['peak_mb']:.0f}"]
+        gate = f"{mean['gate']:.2f}" if method in ("teacher", "student") else ""
+        lines.append(table_row([method, *sizes, *rest, gate]))
     return [*lines, ""]
+
+
+def _over_all(results: Results, cases: Sequence[str], method: str, what: str) -> list[float]:
+    return [value for name in cases for value in results.values(name, method, what)]
 
 
 def ablation_table(results: Results, cases: Sequence[str], variants: Sequence[str]) -> list[str]:
@@ -325,19 +352,12 @@ def _head(columns: Sequence[str]) -> list[str]:
     return [table_row(columns), table_row(["---"] * len(columns))]
 
 
-def tables(
-    cells: Mapping[str, Any],
-    cases: Sequence[str],
-    variants: Sequence[str],
-    seeds: int,
-    options: argparse.Namespace,
-) -> str:
+def tables(results: Results, cases: Sequence[str], variants: Sequence[str]) -> str:
     """All tables in Markdown."""
-    results = Results(cells, seeds, options.preset, options.epochs)
     if len(variants) > 1:
-        return "\n".join(ablation_table(results, cases, variants))
+        return "\n".join(ablation_table(results, cases, variants)).strip()
     parts = (score_tables, aim_table, cost_table)
-    return "\n".join(line for part in parts for line in part(results, cases))
+    return "\n".join(line for part in parts for line in part(results, cases)).strip()
 
 
 def put_into_document(document: Path, block: str, text: str) -> None:
@@ -363,6 +383,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=None, help="5; 3 of the ablations")
     parser.add_argument("--preset", choices=list(PRESETS), default=DEFAULT)
     parser.add_argument("--epochs", type=int, default=None, help="the preset's when not given")
+    parser.add_argument("--start", choices=STARTS, default=None, help="what networks add to")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, …")
     parser.add_argument("--jobs", type=int, default=2, help="trainings at a time")
     parser.add_argument("--again", action="store_true", help="measure what was measured before")
@@ -379,12 +400,14 @@ def main() -> None:
     ]
     variants = list(VARIANTS) if options.ablations else options.variants
     seeds = options.seeds or (ABLATION_SEEDS if options.ablations else SEEDS)
-    cells = run(cases, variants, seeds, options)
-    text = tables(cells, cases, variants, seeds, options).strip()
+    base = Base(options.preset, options.epochs, options.start, options.device)
+    cells = run(cases, variants, seeds, base, options)
+    text = tables(Results(cells, seeds, base), cases, variants)
     print(text)
     if options.document:
-        block = "ablations" if options.ablations else f"scores of {options.preset}"
-        put_into_document(DOCUMENT, block, text)
+        subject = "ablations" if options.ablations else "scores"
+        on_start = f" on {options.start}" if options.start else ""
+        put_into_document(DOCUMENT, f"{subject} of {options.preset}{on_start}", text)
 
 
 if __name__ == "__main__":
