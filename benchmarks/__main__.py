@@ -212,7 +212,9 @@ def _fusion(options: argparse.Namespace) -> list[list[str]]:
 
     networks = measure_networks(options.pairs, options.device)
     _keep(options, "fusion_networks", networks)
-    r = measure_fuse(options.folder, options.fusion_side, options.pairs, options.device)
+    r = measure_fuse(
+        options.folder, options.fusion_side, options.pairs, options.device, options.fusion_model
+    )
     _keep(options, "fusion", r)
     rows = [
         [
@@ -297,6 +299,7 @@ def _parser() -> argparse.ArgumentParser:
         "--memory-sides", type=_sides, default=[1000, 2000, 4000], help="such as 250,500,1000"
     )
     parser.add_argument("--model", default="berlin-enmap-landcover")
+    parser.add_argument("--fusion-model", default="berlin-enmap-fusion")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     return parser
 

@@ -54,7 +54,6 @@ SIDES_PX = {
     "cuda": {"laptop": 1024, "subspace": 512, "paper": 256},
 }
 SAMPLE = Path(__file__).resolve().parents[1] / "resources" / "sample"
-MODEL = "berlin-enmap-fusion"
 NODATA = -9999
 
 
@@ -224,13 +223,14 @@ def _run_once(preset: str, role: Role, device: torch.device) -> float:
 
 
 def measure_fuse(
-    folder: Path, side_px: int, pairs: int, device: DeviceName, model: str = MODEL
+    folder: Path, side_px: int, pairs: int, device: DeviceName, model: str
 ) -> dict[str, Any]:
     """Measure the job ``fuse`` against its model on tensors that lie in memory.
 
     The pair is the packaged scene and its fine image, mirrored to the size, so that what is
-    written can be compressed as real spectra can. Both sides compute the same tiles; the bare
-    model may take all cores for each or a core for each, whichever is faster.
+    written can be compressed as real spectra can. The bare model computes the tiles of such a run,
+    with the margin that it needs itself; a run needs some pixels more, to see how well the result
+    gives back both images. It may take all cores for a tile or a core each, whichever is faster.
 
     Args:
         folder: for the files.
