@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from datetime import datetime
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -16,6 +17,7 @@ from engine.jobs.shared.training import as_list, package_name, shareable, traini
 from engine.models.fusion.dts import multiply_adds
 from engine.models.fusion.presets import PRESETS
 from engine.packages.metadata import ModelInfo, Normalisation
+from engine.raster.pair_dates import acquisition_time
 from engine.raster.tiles import Tiling
 from engine.report import render_report
 from engine.training.fusion import TrainedFusion
@@ -95,8 +97,16 @@ def describe(
         training=_training_facts(request, pairs, trained),
         scores=trained.scores[STUDENT].summary() if STUDENT in trained.scores else {},
         training_area=training_area([ready.pair.hsi for ready in pairs.pairs]),
+        training_period=_period(pairs),
         engine_version=engine_version(),
     )
+
+
+def _period(pairs: TrainingPairs) -> tuple[datetime, datetime] | None:
+    """When the first and the last hyperspectral image were taken, where all of them say so."""
+    found = [acquisition_time(ready.pair.hsi) for ready in pairs.pairs]
+    known = [time for time in found if time is not None]
+    return (min(known), max(known)) if len(known) == len(found) else None
 
 
 def _spectrum(pairs: TrainingPairs) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime
 from html import unescape
 from pathlib import Path
 
 import numpy as np
 import pytest
+import rasterio
 import torch
 
 from engine.errors import (
@@ -184,6 +186,15 @@ def test_clouds_in_either_image_are_left_out_of_the_training(tmp_path):
     package = load_package(result["output"])
     assert package.info.normalisation.mean.min() > 0
     assert 10 < result["psnr_db"] < 60
+
+
+def test_the_package_knows_when_its_images_were_taken(tmp_path):
+    made = write_pair(tmp_path, height=30, width=30)
+    with rasterio.open(made.hsi, "r+") as dataset:
+        dataset.update_tags(ns="IMAGERY", ACQUISITIONDATETIME="2024-06-12T10:20:30Z")
+    result = train_fusion(request_for(made, output=str(tmp_path / "m"), epochs=1), SilentFeedback())
+    taken = datetime(2024, 6, 12, 10, 20, 30, tzinfo=UTC)
+    assert load_package(result["output"]).info.training_period == (taken, taken)
 
 
 def test_one_panchromatic_band_is_enough(tmp_path):
