@@ -35,7 +35,7 @@ class FusionSettings:
         distillation: what the student learns from the teacher.
         losses: weights of the terms.
         noise_snr_db: of noise added to the hyperspectral input in training; none when None.
-        consistency_weight: of giving both images back at full resolution.
+        consistency_weight: of giving both images back at full resolution, where they are given.
         validation: share of the ground that training does not see at all, for the scores.
         inner: share of the rest by which the gate is chosen.
 
@@ -56,7 +56,7 @@ class FusionSettings:
     distillation: Distillation = "both"
     losses: FusionLossSettings = LOSSES
     noise_snr_db: float | None = None
-    consistency_weight: float = 0.0
+    consistency_weight: float = 0.1
     validation: float = 0.25
     inner: float = 0.2
 
