@@ -47,7 +47,10 @@ from engine.report import format_percent
 from engine.version import engine_version
 
 BYTES_WHILE_WRITING = 2  # for each byte of an output: its rows, and the copy that is kept
-CONSISTENCY_BANDS = ("hyperspectral", "multispectral")
+CONSISTENCY_BANDS = (
+    "difference from the hyperspectral image",
+    "difference from the multispectral image",
+)
 CONSISTENCY_TOP = 0.1  # of the map's colours: a whole result of this is warned of
 # A result that differs more from the image that it was made of is worth a warning.
 MAX_INCONSISTENT = 0.1

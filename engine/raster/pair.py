@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from rasterio.enums import ColorInterp
+
 from engine.errors import SceneError
+from engine.raster.dataset import open_dataset
 from engine.raster.extent import Bounds, window_of_extent
 from engine.raster.pair_bands import choose_bands, take_bands
 from engine.raster.pair_dates import date_note
@@ -148,12 +151,20 @@ def open_pair(
         msi_table: a band table of the user for the second.
 
     Raises:
-        SceneError: an image cannot be opened, they do not overlap, the fine one is not finer, or
-            it has no band where the other one measures.
+        SceneError: an image cannot be opened, holds classes or one band in place of spectra; they
+            do not overlap, the fine one is not finer, or it has no band where the other one
+            measures.
         BandTableError: a user's table does not fit.
         RequestError: the ratio is below 2, or the extent lies outside.
     """
     hsi, msi = open_scene(hyperspectral, hsi_table), open_scene(multispectral, msi_table)
+    _check_measured(hsi)
+    _check_measured(msi)
+    if len(hsi.band_sources) == 1:
+        raise SceneError(
+            f"{hsi.name} has one band, and no spectra that could be given at finer pixels.",
+            "Choose the hyperspectral image.",
+        )
     hsi, msi, place_notes = place_together(hsi, msi, ratio)
     # Before the ratio, which would be the least of the troubles of images of two places.
     shared = overlap(hsi, msi, ratio or 1, shift_px)
@@ -177,6 +188,22 @@ def open_pair(
         shift_px=shift_px,
         extent=wanted,
     )
+
+
+def _check_measured(scene: Scene) -> None:
+    """Refuse a map of classes, which may look like a panchromatic image.
+
+    Raises:
+        SceneError: a band has a colour table.
+    """
+    for file in scene.files:
+        with open_dataset(file) as dataset:
+            if ColorInterp.palette in dataset.colorinterp:
+                raise SceneError(
+                    f"{scene.name} has a colour table: its numbers are those of classes or of "
+                    "colours, and measure no light.",
+                    "Choose an image of reflectance.",
+                )
 
 
 def _used_window(

@@ -23,6 +23,8 @@ SMALLEST_RATIO = 2
 _SMALLEST_FOUND = 1.75
 # More than this is asked for on purpose or not at all: 400 fine pixels for a coarse one.
 _LARGEST_FOUND = 20.5
+# Pixels that differ in size by less are said to be as large as each other.
+_SAME_SIZE = 0.05
 # A ratio further than this from an integer is said: over 100 coarse pixels, a whole fine one.
 _WHOLE_TOLERANCE = 0.01
 # Pixels that lie so near to those of the fine grid are taken as they are.
@@ -90,21 +92,22 @@ def find_ratio(hsi: Scene, msi: Scene, wanted: int | None) -> tuple[int, tuple[s
 
     Raises:
         RequestError: the user's is below 2.
-        SceneError: the pixels' sizes give one below 2, or one that is beyond use.
+        SceneError: the pixels' sizes give one below 2, whatever the user's, as interpolating
+            makes nothing finer; or one that is beyond use.
     """
+    if wanted is not None and wanted < SMALLEST_RATIO:
+        raise RequestError(f"A ratio of {wanted} makes nothing finer.", "Give 2 or more.")
     found = pixel_ratio(hsi, msi)
-    if wanted is not None:
-        if wanted < SMALLEST_RATIO:
-            raise RequestError(f"A ratio of {wanted} makes nothing finer.", "Give 2 or more.")
-        return wanted, _wanted_notes(found, wanted)
     if found < _SMALLEST_FOUND:
         raise SceneError(
-            f"The pixels of {msi.name} are only {found:.2g} times finer than those of {hsi.name}; "
-            "a ratio of 2 or more is needed.",
+            f"The pixels of {msi.name} are {_size_words(found)} those of {hsi.name}; a ratio of 2 "
+            "or more is needed.",
             "The two images may have been given the wrong way round."
             if found < 1 / _SMALLEST_FOUND
             else "Choose a finer multispectral image.",
         )
+    if wanted is not None:
+        return wanted, _wanted_notes(found, wanted)
     if found >= _LARGEST_FOUND:
         raise SceneError(
             f"The pixels of {msi.name} are {found:.0f} times finer than those of {hsi.name}, which "
@@ -171,7 +174,7 @@ def overlap(hsi: Scene, msi: Scene, ratio: int, shift_px: Shift) -> Window:
         return Window(row, col, row_stop - row, col_stop - col)
     raise SceneError(
         f"{hsi.name} and {msi.name} do not overlap: in pixels of the first, the second covers "
-        f"rows {top:.0f} to {bottom:.0f} and columns {left:.0f} to {right:.0f} of "
+        f"rows {round(top)} to {round(bottom)} and columns {round(left)} to {round(right)} of "
         f"{hsi.height} x {hsi.width}.",
         "Choose two images of one place, and check their CRS.",
     )
@@ -244,6 +247,15 @@ def nested_offset(hsi: Scene, msi: Scene, ratio: int, shift_px: Shift) -> tuple[
     offset = round(row_offs[0]), round(col_offs[0])
     distance_px = np.hypot(row_offs - offset[0], col_offs - offset[1])
     return offset if distance_px.max() <= _NEST_TOLERANCE_PX else None
+
+
+def _size_words(found: float) -> str:
+    """How pixels compare that are hardly finer or not at all: "1.5 times finer than"."""
+    if found >= 1 + _SAME_SIZE:
+        return f"only {found:.2g} times finer than"
+    if found > 1 - _SAME_SIZE:
+        return "as large as"
+    return f"{1 / found:.2g} times coarser than"
 
 
 def _wanted_notes(found: float, wanted: int) -> tuple[str, ...]:

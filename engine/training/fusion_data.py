@@ -134,10 +134,10 @@ class Places:
         """What was held out, for the report."""
         if not self.held_out_count:
             return "Nothing was held out."
-        pixels = sum(int(mask.sum()) for mask in self.held_out)
+        side_px = self.block_px * ratio
         return (
-            f"{self.held_out_count} of {self.count} places of {self.block_px} x {self.block_px} "
-            f"degraded pixels were held out: {pixels * ratio**2} pixels of the target."
+            f"{self.held_out_count} of {self.count} places of {side_px} x {side_px} coarse pixels "
+            "were held out."
         )
 
 

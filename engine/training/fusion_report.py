@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from engine.models.fusion.classical import CLASSICAL
@@ -202,6 +203,7 @@ def curves_figure(history: Sequence[Mapping[str, float]]) -> Figure:
         axes.spines[["top", "right"]].set_visible(False)
         axes.spines[["left", "bottom"]].set_color("#c9d3d0")
         axes.tick_params(colors=MUTED, labelsize=8)
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         # The published energies may make a loss negative.
         axes.set_ylim(bottom=min(0.0, *(min(line.get_ydata()) for line in axes.lines)))
     for axes in grid[len(terms) :]:

@@ -24,7 +24,7 @@ from engine.models.fusion.consistency import (
 )
 from engine.raster.pair import Pair, fine_window
 from engine.raster.pair_bands import find_usable, take_bands
-from engine.raster.pair_grid import intersection, overlap, overlap_note
+from engine.raster.pair_grid import intersection, overlap, overlap_note, pixel_ratio
 from engine.raster.pair_reader import PairReader
 from engine.raster.pair_sample import as_tensors
 from engine.raster.scene import Scene
@@ -34,6 +34,7 @@ from engine.training.fusion_metrics import BLOCK_PX, FusionMeter, FusionScores
 
 # Float64 bytes that are compared at a time; a few copies are held.
 _WINDOW_BYTES = 32 * 2**20
+_LARGEST_REFERENCE = 1.5  # pixels of the result along one of the reference, below which it is fine
 _BLACK = 1e-3  # mean reflectance below which no difference is relative to a pixel
 
 
@@ -93,9 +94,11 @@ def compare_with_reference(
         feedback: told the progress; asked about a cancel between windows.
 
     Raises:
-        SceneError: the images do not overlap, or have no valid pixel in common.
+        SceneError: the images do not overlap, or have no valid pixel in common; the reference's
+            pixels are larger.
         BandMatchError: they have other bands.
     """
+    _check_fine(result, reference)
     wanted, empty_notes = find_usable(reference)
     found = matching_bands(result, reference, wanted)
     window = overlap(result, reference, 1, (0.0, 0.0))
@@ -118,6 +121,22 @@ def compare_with_reference(
             overview.keep(part, np.where(valid, np.sqrt(error / energy), np.nan)[None])
     bands = None if result.bands is None else take_bands(result.bands, found)
     return Compared(_scores(meter), bands, band_names(bands, found), overview.picture, tuple(notes))
+
+
+def _check_fine(result: Scene, reference: Scene) -> None:
+    """Refuse what is no truth at the result's resolution.
+
+    Raises:
+        SceneError: the reference's pixels are larger.
+    """
+    larger = pixel_ratio(reference, result)
+    if larger >= _LARGEST_REFERENCE:
+        raise SceneError(
+            f"The pixels of {reference.name} are {larger:.2g} times as large as those of "
+            f"{result.name}: it does not show what is true of them.",
+            "Choose a reference of the same resolution; or compare with the two images that were "
+            "fused.",
+        )
 
 
 def compare_with_inputs(result: Pair, ready: ReadyPair, feedback: Feedback) -> GivenBack:

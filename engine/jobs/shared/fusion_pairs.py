@@ -20,12 +20,16 @@ from engine.jobs.shared.pairs import (
     prepare_pair,
 )
 from engine.models.fusion.method import ImagePair
+from engine.raster.ground import box_in
+from engine.raster.pair import Pair
 from engine.raster.responses import nominal_response
 from engine.raster.spectra import SIGMA_PER_FWHM, BandTable, match_bands
 from engine.training.pair_physics import PairPhysics
 
 # Of the width that a response without wavelengths is given: it is one number of an estimate.
 _NARROWEST_NM = 1.0
+# Of a coarse pixel: grids that touch overlap by less.
+_TOUCH_PX = 0.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,7 +111,37 @@ def prepare_pairs(
             # What was found for the first pair holds for all.
             settings = settings.model_copy(update={"ratio": pair.pair.ratio})
         ready.append(with_bands_of(ready[0], pair) if ready else pair)
+        ready[-1] = _told_of_shared_ground(ready, feedback)
     return _joined(tuple(ready), settings)
+
+
+def _told_of_shared_ground(ready: Sequence[ReadyPair], feedback: Feedback) -> ReadyPair:
+    """The last pair, with a warning where an earlier one shows the same ground.
+
+    Places are held out of each pair by itself, so what one holds out another may teach.
+    """
+    last = ready[-1]
+    for earlier in ready[:-1]:
+        if not _share_ground(earlier.pair, last.pair):
+            continue
+        warning = (
+            f"{earlier.pair.hsi.name} and {last.pair.hsi.name} show the same ground: what is held "
+            "out of one pair may be learned from the other, so the scores may be too good."
+        )
+        feedback.warning(warning)
+        return replace(last, warnings=(*last.warnings, warning))
+    return last
+
+
+def _share_ground(one: Pair, other: Pair) -> bool:
+    """True when the used parts of both overlap; False where nothing says where they are."""
+    if one.hsi.crs is None or other.hsi.crs is None:
+        return False
+    top, left, bottom, right = box_in(other.hsi, other.window, one.hsi)
+    window = one.window
+    rows = min(bottom, window.row_stop) - max(top, window.row_off)
+    cols = min(right, window.col_stop) - max(left, window.col_off)
+    return rows > _TOUCH_PX and cols > _TOUCH_PX
 
 
 def with_bands_of(first: ReadyPair, other: ReadyPair) -> ReadyPair:

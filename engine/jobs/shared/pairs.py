@@ -289,7 +289,7 @@ def _grid_text(pair: Pair) -> str:
     return (
         f"{pair.hsi.name} ({len(pair.usable_hsi_index)} usable bands) and {pair.msi.name} "
         f"({len(pair.msi_index)} bands) share {window.width} x {window.height} coarse pixels; "
-        f"ratio {pair.ratio}, result {window.width * pair.ratio} x {window.height * pair.ratio} px."
+        f"ratio {pair.ratio}."
     )
 
 

@@ -113,6 +113,12 @@ def test_other_bands_are_refused_with_the_table(made, tmp_path):
     assert "too far" in caught.value.remedy
 
 
+def test_the_coarse_image_is_no_reference(made):
+    pair, fused, _truth = made
+    with pytest.raises(SceneError, match=r"3 times as large as those of .* same resolution"):
+        assess(input=fused["output"], reference=pair.hsi, ratio=RATIO)
+
+
 def test_another_place_is_refused(made, tmp_path):
     _pair, fused, truth = made
     with rasterio.open(truth) as dataset:

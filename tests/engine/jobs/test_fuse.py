@@ -148,7 +148,8 @@ def test_consistency_is_small_and_is_what_the_map_shows(run, tmp_path):
     assert np.median(hsi) == pytest.approx(result["consistency_hsi"], rel=0.6)
     assert np.median(msi) == pytest.approx(result["consistency_msi"], rel=0.6)
     with rasterio.open(result["consistency"]) as dataset:
-        assert dataset.descriptions == ("hyperspectral", "multispectral")
+        kinds = ("hyperspectral", "multispectral")
+        assert dataset.descriptions == tuple(f"difference from the {kind} image" for kind in kinds)
 
 
 def test_interpolation_does_not_give_back_the_multispectral_image(run):

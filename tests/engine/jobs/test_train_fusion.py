@@ -143,7 +143,7 @@ def test_the_report_shows_what_was_found_out_about_the_pair(run):
 
 def test_the_report_says_what_was_held_out_and_what_that_said(run):
     text = run[2]
-    assert re.search(r"\d+ of \d+ places of \d+ x \d+ degraded pixels were held out", text)
+    assert re.search(r"\d+ of \d+ places of \d+ x \d+ coarse pixels were held out", text)
     assert "The networks learn what a regression leaves" in text
 
 
@@ -175,6 +175,7 @@ def test_several_pairs_train_one_model(pair, tmp_path):
     info = load_package(result["output"]).info
     assert [row["hyperspectral"] for row in info.training["pairs"]] == ["pair_hsi", "other_hsi"]
     page = Path(result["report"]).read_text(encoding="utf-8")
+    assert "pair_hsi and other_hsi show the same ground" in page
     assert page.count("Spectra at the points") == 4  # as a caption and as a text for each pair
 
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import rasterio
 from affine import Affine
 
 from engine.errors import RequestError, SceneError
@@ -71,8 +72,38 @@ def test_a_ratio_below_two_is_refused(tmp_path):
 
 def test_images_the_wrong_way_round_are_told(tmp_path):
     made = make_pair(tmp_path)
-    with pytest.raises(SceneError, match="wrong way round"):
+    with pytest.raises(SceneError, match=r"3 times coarser than .* wrong way round"):
         open_pair(made.msi_path, made.hsi_path)
+
+
+def test_an_image_chosen_twice_is_told_by_its_pixels(tmp_path):
+    made = make_pair(tmp_path)
+    with pytest.raises(SceneError, match="are as large as those of"):
+        open_pair(made.hsi_path, made.hsi_path)
+
+
+def test_a_given_ratio_makes_no_coarse_image_a_fine_one(tmp_path):
+    made = make_pair(tmp_path)
+    with pytest.raises(SceneError, match="wrong way round"):
+        open_pair(made.msi_path, made.hsi_path, ratio=3)
+
+
+def test_a_map_of_classes_is_no_panchromatic_image(tmp_path):
+    made = make_pair(tmp_path)
+    path = tmp_path / "classes.tif"
+    write_image(path, np.ones((1, 3 * HEIGHT, 3 * WIDTH), "uint8"), FINE)
+    with rasterio.open(path, "r+") as dataset:
+        dataset.write_colormap(1, {1: (255, 0, 0, 255)})
+    with pytest.raises(SceneError, match="classes has a colour table"):
+        open_pair(made.hsi_path, str(path))
+
+
+def test_one_band_is_no_hyperspectral_image(tmp_path):
+    made = make_pair(tmp_path)
+    path = tmp_path / "one.tif"
+    write_image(path, numbers(1, HEIGHT, WIDTH), COARSE)
+    with pytest.raises(SceneError, match="one has one band, and no spectra"):
+        open_pair(str(path), made.msi_path)
 
 
 def test_a_ratio_beyond_use_has_to_be_given(tmp_path):
