@@ -25,7 +25,7 @@ from engine.models.fusion.method import FusionMethod, ImagePair
 from engine.models.fusion.noise import missing_noise, with_noise
 from engine.training.fusion_data import Crops, Places, Triplet, deal_places, to_fine
 from engine.training.fusion_fit import CoTraining, FusionFit, Stage, steps_per_epoch
-from engine.training.fusion_full_scale import FullScale
+from engine.training.fusion_full_scale import FullScale, full_ground
 from engine.training.fusion_gate import GateChoice, choose_gate
 from engine.training.fusion_metrics import FusionMeter, FusionScores
 from engine.training.fusion_models import fit_start, make_fusers, set_start
@@ -198,7 +198,8 @@ class _Training:
         )
         if resume is not None:
             fit.go_on_from(resume)
-        stage = Stage(crops, first, 1.0, "Training", self._full_scale(models.student, crops))
+        full_scale = self._full_scale(models.student, crops, ground)
+        stage = Stage(crops, first, 1.0, "Training", full_scale)
         fit.train(stage, 0)
         if self._has_gate:
             self._second_stage(models, fit, first, second)
@@ -214,7 +215,7 @@ class _Training:
         for model in named.values():
             set_start(model, start)
         crops = self._crops(models.student, self.places.learned)
-        full_scale = self._full_scale(models.student, crops)
+        full_scale = self._full_scale(models.student, crops, self.places.learned)
         fit.train(Stage(crops, steps, SECOND_RATE, "Training on all places", full_scale), first)
         for name, model in named.items():
             model.gate.copy_(fit.extra[f"{_GATES}{name}"])
@@ -245,10 +246,14 @@ class _Training:
         side = max(self._sizes.crop_px // fuser.ratio, 1)
         return Crops(fuser, self._triplets, ground, side, self._settings.seed)
 
-    def _full_scale(self, fuser: Fuser, crops: Crops) -> FullScale | None:
-        if not self._full_pairs or self._physics is None or not self._settings.consistency_weight:
+    def _full_scale(self, fuser: Fuser, crops: Crops, ground: Sequence[Tensor]) -> FullScale | None:
+        if self._physics is None or not self._settings.consistency_weight:
             return None
-        return FullScale(fuser, self._full_pairs, self._physics, crops.crop_px, self._settings.seed)
+        pairs, masks = full_ground(self._full_pairs, self._triplets, ground)
+        if not pairs:
+            return None
+        seed = self._settings.seed
+        return FullScale(fuser, pairs, masks, self._physics, crops.crop_px, seed)
 
 
 @torch.no_grad()

@@ -267,8 +267,8 @@ class Crops:
         inputs, target, valid = self._images[number]
         row, col = self._ground[number][rng.integers(len(self._ground[number]))]
         height, width = inputs.coarse.shape[-2:]
-        top = _window(int(row), self.crop_px, height, rng)
-        left = _window(int(col), self.crop_px, width, rng)
+        top = window_around(int(row), self.crop_px, height, rng)
+        left = window_around(int(col), self.crop_px, width, rng)
         turns, mirrored = int(rng.integers(4)), bool(rng.integers(2))
         start = inputs.start if self._has_start else inputs.start[0]
 
@@ -296,7 +296,7 @@ def prepared(fuser: Fuser, triplet: Triplet) -> tuple[FuserInputs, Tensor, Tenso
     return fuser.prepare(triplet.pair), fuser.to_scale(triplet.target), triplet.target_valid
 
 
-def _window(centre: int, side: int, size: int, rng: np.random.Generator) -> int:
+def window_around(centre: int, side: int, size: int, rng: np.random.Generator) -> int:
     """The first of ``side`` pixels that hold ``centre`` and lie in an image of ``size``."""
     low, high = max(centre - side + 1, 0), min(centre, size - side)
     return int(rng.integers(low, high + 1))

@@ -214,10 +214,10 @@ class FusionFit:
     def _consistency(self, full: FullScale, terms: Terms) -> Terms:
         """The losses with what is wrong at full resolution, and that alone."""
         weight = self._settings.consistency_weight
-        inputs, truth = full.batch(self.done, self._sizes.batch)
-        student, teacher = self._run(inputs, inputs)
+        crops = full.batch(self.done, self._sizes.batch)
+        student, teacher = self._run(crops.inputs, crops.inputs)
         found = {
-            name: full.loss(refined.image, truth)
+            name: full.loss(refined.image, crops)
             for name, refined in (("student", student), ("teacher", teacher))
         }
         return {

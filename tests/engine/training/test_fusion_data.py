@@ -78,7 +78,7 @@ def test_about_a_quarter_is_held_out_and_another_one_for_another_seed():
     one, other = deal([item]), deal([item], seed=5)
     assert 0.15 < float(one.held_out[0].float().mean()) < 0.35
     assert not torch.equal(one.held_out[0], other.held_out[0])
-    assert one.describe(RATIO).startswith("5 of 20 places of 9 x 9 degraded pixels")
+    assert one.describe(RATIO).startswith("5 of 20 places of 27 x 27 coarse pixels")
 
 
 def test_nothing_is_held_out_when_nothing_is_asked_for():
