@@ -66,7 +66,11 @@ class AssessFusion(PairAlgorithm):
 
     def find_problem(self, values: ValueReader) -> str:
         """Check that there is something to compare with."""
-        return self._comparison_problem(values) or self.alignment_problem(values)
+        return (
+            self._comparison_problem(values)
+            or self.twice_problem(values)
+            or self.alignment_problem(values)
+        )
 
     def _comparison_problem(self, values: ValueReader) -> str:
         inputs = {name: values.is_given(name) for name in ("HYPERSPECTRAL", "MULTISPECTRAL")}

@@ -96,6 +96,7 @@ class Fuse(PairAlgorithm):
         return (
             self._model_problem(values.text("MODEL"), values.text("METHOD"))
             or values.extent_problem("EXTENT")
+            or self.twice_problem(values)
             or self.alignment_problem(values)
         )
 

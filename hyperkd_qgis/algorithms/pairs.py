@@ -12,6 +12,7 @@ from . import parameters as make
 from .base import EngineAlgorithm
 from .values import ValueReader
 
+PAIR = ("HYPERSPECTRAL", "MULTISPECTRAL")
 ESTIMATE = "estimate"
 SHIFTS = {
     ESTIMATE: "Estimate it from the images",
@@ -59,6 +60,23 @@ class PairAlgorithm(EngineAlgorithm):
         yield make.device("DEVICE", self.tr("Device"))
         yield make.require_gpu("REQUIRE_GPU", self.tr("Stop when there is no usable GPU"))
         yield make.precision("PRECISION", self.tr("Precision"))
+
+    def twice_problem(self, values: ValueReader) -> str:
+        """Say which image was chosen in both places; empty when none was.
+
+        Where one layer is loaded, dialogs propose it for both.
+        """
+        kinds = [values.layers(name) for name in PAIR if values.is_given(name)]
+        sources = [{layer.source() for layer in layers} for layers in kinds]
+        if len(sources) < len(PAIR):
+            return ""
+        for layer in kinds[0]:
+            if layer.source() in sources[1]:
+                return self.tr(
+                    "{name} was chosen as the hyperspectral and as the multispectral image. Choose "
+                    "two images of the same place."
+                ).format(name=layer.name())
+        return ""
 
     def alignment_problem(self, values: ValueReader) -> str:
         """Say what is wrong with shift or responses; empty when nothing is."""

@@ -81,6 +81,7 @@ class TrainFusion(ResumableTraining, PairAlgorithm):
         """Check that images make pairs, how they fit, and that a run can go on."""
         return (
             self._pairs_problem(values)
+            or self.twice_problem(values)
             or self.alignment_problem(values)
             or self.resume_problem(values)
         )

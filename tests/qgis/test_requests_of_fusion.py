@@ -188,6 +188,19 @@ def test_fusing_needs_both_images(client, pair, missing):
         fuse(pair, **{missing: None})
 
 
+def test_one_image_in_both_places_is_refused(client, pair, tmp_path):
+    """As a dialog proposes it where one layer is loaded."""
+    scene = QgsRasterLayer(pair[0], "Berlin")
+    names = "Berlin was chosen as the hyperspectral and as the multispectral image"
+    with pytest.raises(QgsProcessingException, match=names):
+        fuse((scene, scene))
+    with pytest.raises(QgsProcessingException, match="hsi was chosen as the hyperspectral and"):
+        assess(pair[1], HYPERSPECTRAL=pair[0], MULTISPECTRAL=pair[0])
+    other = QgsRasterLayer(pair[1], "fine")
+    with pytest.raises(QgsProcessingException, match=names):
+        train([scene, scene], [other, scene])
+
+
 @pytest.mark.parametrize("index", [0, 1])
 def test_neither_image_is_overwritten(client, pair, index):
     name = ("HYPERSPECTRAL", "MULTISPECTRAL")[index]
@@ -389,7 +402,8 @@ def test_one_input_alone_is_refused(client, pair, scene_path, index, with_refere
         ({"REFERENCE", "HYPERSPECTRAL", "MULTISPECTRAL"}, set()),
     ],
 )
-def test_scores_that_nothing_was_given_for_stay_empty(plugin, scene_path, given, empty):
-    result = assess(scene_path, **dict.fromkeys(given, scene_path))
+def test_scores_that_nothing_was_given_for_stay_empty(plugin, scene_path, pair, given, empty):
+    images = {"HYPERSPECTRAL": pair[0], "MULTISPECTRAL": pair[1], "REFERENCE": scene_path}
+    result = assess(scene_path, **{name: images[name] for name in given})
     assert empty.isdisjoint(result)
     assert {"REPORT"} <= set(result)
