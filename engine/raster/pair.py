@@ -56,6 +56,8 @@ class Pair:
         shift_px: where the multispectral content was found to lie, in coarse pixels to the right
             and down of where it belongs; reading corrects it.
         extent: the coarse pixels that the user wants; None: all.
+        msi_alpha_index: the multispectral band that says which pixels are opaque; None: there is
+            none, and all that is not nodata is a measurement.
     """
 
     hsi: Scene
@@ -68,6 +70,7 @@ class Pair:
     notes: tuple[str, ...] = ()
     shift_px: Shift = NO_SHIFT
     extent: Window | None = None
+    msi_alpha_index: int | None = None
 
     @property
     def grid(self) -> Grid:
@@ -187,6 +190,7 @@ def open_pair(
         notes=tuple(dict.fromkeys(notes)),
         shift_px=shift_px,
         extent=wanted,
+        msi_alpha_index=bands.alpha_index,
     )
 
 

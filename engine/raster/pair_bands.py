@@ -6,9 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from rasterio.enums import ColorInterp
 
 from engine.errors import SceneError
 from engine.raster.band_presence import find_empty_bands
+from engine.raster.dataset import open_dataset
 from engine.raster.scene import Scene
 from engine.raster.spectra import BandTable, filled_fwhm_nm
 
@@ -30,12 +32,14 @@ class PairBands:
             whether a pixel is valid.
         msi_index: the multispectral bands that are used.
         notes: what is left out and why.
+        alpha_index: the multispectral band that says which pixels are opaque; None: there is none.
     """
 
     hsi_index: tuple[int, ...]
     usable_hsi_index: tuple[int, ...]
     msi_index: tuple[int, ...]
     notes: tuple[str, ...]
+    alpha_index: int | None = None
 
 
 def choose_bands(hsi: Scene, msi: Scene) -> PairBands:
@@ -46,12 +50,20 @@ def choose_bands(hsi: Scene, msi: Scene) -> PairBands:
     """
     usable, hsi_notes = find_usable(hsi)
     fine, msi_notes = find_usable(msi)
+    alpha = find_alpha(msi)
+    if alpha is not None:
+        fine = tuple(band for band in fine if band != alpha)
+        msi_notes += (
+            f"Band {alpha + 1} of {msi.name} is an alpha band: where it is not opaque, nothing is "
+            "measured.",
+        )
     inside, range_notes = _inside(hsi, msi, usable, fine)
     return PairBands(
         hsi_index=tuple(range(len(hsi.band_sources))),
         usable_hsi_index=usable,
         msi_index=inside,
         notes=(*hsi_notes, *msi_notes, *range_notes),
+        alpha_index=alpha,
     )
 
 
@@ -99,6 +111,18 @@ def find_usable(scene: Scene) -> tuple[tuple[int, ...], tuple[str, ...]]:
         return tuple(usable.tolist()), ()
     note = f"{int(empty.sum())} of {count} bands of {scene.name} are empty."
     return tuple(usable.tolist()), (note,)
+
+
+def find_alpha(scene: Scene) -> int | None:
+    """The first band of a scene, 0-based, that says how opaque its pixels are; None: none does."""
+    colours = []
+    for file in scene.files:
+        with open_dataset(file) as dataset:
+            colours.append(dataset.colorinterp)
+    for band_index, (file_index, number) in enumerate(scene.band_sources):
+        if colours[file_index][number - 1] == ColorInterp.alpha:
+            return band_index
+    return None
 
 
 def _inside(

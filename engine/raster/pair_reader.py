@@ -26,6 +26,8 @@ from engine.raster.tiles import Window
 
 # Values that are converted at a time: they and their results fit into a core's cache.
 _CACHED_VALUES = 2**16
+# Of a full alpha: below, resampling has mixed in what is transparent.
+_OPAQUE = 0.99
 # Of the source's pixels: how far off the warp may be where the CRS differ, see gdalwarp's -et.
 _WARP_TOLERANCE_PX = 0.05
 
@@ -71,6 +73,10 @@ class PairReader:
         usable = set(pair.usable_hsi_index)
         judged = np.array([band in usable for band in hsi_bands], np.bool_)
         self._coarse = _Stored(pair.hsi, hsi_bands, judged)
+        self._opaque: float | None = None
+        if pair.msi_alpha_index is not None:
+            self._opaque = _OPAQUE * _full_alpha(pair.msi, pair.msi_alpha_index)
+            msi_bands = (*msi_bands, pair.msi_alpha_index)
         offset = pair.nested_offset
         self._fine: _Fine = (
             _Warped(pair, msi_bands) if offset is None else _Nested(pair.msi, msi_bands, offset)
@@ -106,7 +112,17 @@ class PairReader:
         """
         hsi, hsi_valid = self._coarse.read(window)
         msi, msi_valid = self._fine.read(fine_window(window, self._ratio))
+        if self._opaque is not None:
+            msi_valid &= msi[-1] >= self._opaque
+            msi = msi[:-1]
+            np.copyto(msi, 0, where=~msi_valid)
         return PairArrays(hsi, msi, hsi_valid, msi_valid)
+
+
+def _full_alpha(scene: Scene, band_index: int) -> float:
+    """What an opaque pixel's alpha is, with the band's scale: the largest number, or 1."""
+    largest = 1.0 if scene.dtype.kind == "f" else float(np.iinfo(scene.dtype.name).max)
+    return float(largest * scene.scale[band_index] + scene.offset[band_index])
 
 
 class _Fine(Protocol):

@@ -233,3 +233,23 @@ def test_a_packed_fine_image_is_resampled_as_a_plain_one(tmp_path, make_raster):
     )
     np.testing.assert_array_equal(first.msi, second.msi)
     assert first.msi_valid.sum() == second.msi_valid.sum() > 3000
+
+
+@pytest.mark.parametrize("right_m", [0.0, 3.0])
+def test_where_the_alpha_band_is_not_opaque_nothing_is_measured(tmp_path, right_m):
+    made = make_pair(tmp_path)
+    height, width = HEIGHT * RATIO, WIDTH * RATIO
+    values = np.full((4, height, width), 100, np.uint8)
+    values[3] = 255
+    values[:, :9, :12] = 0
+    place = Affine.translation(right_m, 0) @ FINE
+    path = write_image(tmp_path / "rgba.tif", values, place, photometric="RGB", alpha="YES")
+    pair = open_pair(made.hsi_path, path)
+    arrays = read(pair)
+    assert pair.msi_index == (0, 1, 2)
+    assert any("Band 4 of rgba is an alpha band" in note for note in pair.notes)
+    assert arrays.msi.shape == (3, height, width)
+    assert not arrays.msi_valid[:9, :12].any()
+    assert arrays.msi_valid[12:, 15:].all()
+    seen = arrays.msi[:, arrays.msi_valid]
+    np.testing.assert_allclose(seen, seen.max(), rtol=1e-2)
