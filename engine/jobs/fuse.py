@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -32,6 +32,7 @@ from engine.jobs.shared.fusion_methods import (
     wanted_ratio,
 )
 from engine.jobs.shared.pairs import PairSettings, ReadyPair, prepare_pair
+from engine.jobs.shared.training import as_list
 from engine.models.fusion.back_projection import BackProjection
 from engine.raster.cube import CubeInfo, colour_style
 from engine.raster.extent import window_of_extent
@@ -101,6 +102,8 @@ def fuse(request: Request, feedback: Feedback) -> dict[str, Any]:
     start_s = time.monotonic()
     choice = choose_device(request.device, request.require_gpu, request.precision)
     feedback.info(f"Device: {choice.device} ({choice.reason})")
+    # Before the images are looked at for long, and again when their files and size are known.
+    _check_outputs(request, [*as_list(request.hyperspectral), *as_list(request.multispectral)])
     ratio = wanted_ratio(request.method, request.model, request.ratio)
     settings = request.model_copy(update={"ratio": ratio})
     ready = prepare_pair(
@@ -108,7 +111,8 @@ def fuse(request: Request, feedback: Feedback) -> dict[str, Any]:
     )
     extent = _extent(request, ready.pair)
     grid = ready.pair.grid.crop(fine_window(extent, ready.pair.ratio))
-    _check_outputs(request, ready.pair, grid)
+    files = [*ready.pair.hsi.files, *ready.pair.msi.files]
+    _check_outputs(request, files, _needed_bytes(request, ready.pair, grid))
     feedback.progress(0.1, "Preparing the method")
     chosen = choose_method(request.method, request.model, ready, choice.device, feedback)
     if request.back_projection:
@@ -172,18 +176,21 @@ def _extent(request: Request, pair: Pair) -> Window:
     return shared
 
 
-def _check_outputs(request: Request, pair: Pair, grid: Grid) -> None:
+def _check_outputs(request: Request, inputs: Sequence[str], needed_bytes: int = 0) -> None:
     """Refuse outputs that cannot be written, before work begins.
 
     Raises:
         OutputError: one of them cannot.
     """
-    inputs = [*pair.hsi.files, *pair.msi.files]
-    value_bytes = np.dtype(request.data_type).itemsize
-    pixel_bytes = len(pair.hsi_index) * value_bytes + (8 if request.consistency else 0)
-    needed_bytes = grid.height * grid.width * pixel_bytes * BYTES_WHILE_WRITING
     check_outputs([request.output, request.consistency], inputs, needed_bytes=needed_bytes)
     check_outputs([request.report], inputs, suffixes=(".html", ".htm"))
+
+
+def _needed_bytes(request: Request, pair: Pair, grid: Grid) -> int:
+    """Of the disk, while the outputs are written."""
+    value_bytes = np.dtype(request.data_type).itemsize
+    pixel_bytes = len(pair.hsi_index) * value_bytes + (8 if request.consistency else 0)
+    return grid.height * grid.width * pixel_bytes * BYTES_WHILE_WRITING
 
 
 def _run(

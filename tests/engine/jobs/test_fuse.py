@@ -258,9 +258,11 @@ def test_the_file_says_how_it_was_made(run):
     assert '"method": "glphs"' in tags["PARAMETERS"]
 
 
-def test_an_output_over_an_input_is_refused(run, pair):
+def test_an_output_over_an_input_is_refused_before_anything_is_estimated(run, pair):
+    listener = Listener()
     with pytest.raises(OutputError, match="also an input"):
-        run(output=pair.msi)
+        run(feedback=listener, output=pair.msi)
+    assert not any("coarse pixels" in message for message in listener.infos)
 
 
 @pytest.mark.parametrize("cancel_at", [0.05, 0.12, 0.3, 0.85])
