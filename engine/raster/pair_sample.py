@@ -26,6 +26,7 @@ def sample_pair(
     pair: Pair,
     *,
     max_px: int = 65_536,
+    max_fine_px: int = 64 * 65_536,
     chip_px: int = 96,
     hsi_index: Sequence[int] | None = None,
     msi_index: Sequence[int] | None = None,
@@ -36,6 +37,7 @@ def sample_pair(
     Args:
         pair: to read, where its window is.
         max_px: coarse pixels that are read at most.
+        max_fine_px: fine ones, which count where the ratio is large.
         chip_px: coarse pixels along the side of a chip, when not all is read.
         hsi_index: 0-based bands as for `PairReader`.
         msi_index: likewise.
@@ -49,6 +51,8 @@ def sample_pair(
         SceneError: no pixel is valid in both images, or a file cannot be read.
     """
     watch = (feedback or SilentFeedback()).raise_if_cancelled
+    max_px = max(1, min(max_px, max_fine_px // pair.ratio**2))
+    chip_px = min(chip_px, math.isqrt(max_px))
     with PairReader(pair, hsi_index, msi_index) as reader:
         chips = []
         for places in _cells(pair.window, max_px, chip_px):

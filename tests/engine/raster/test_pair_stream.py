@@ -63,6 +63,12 @@ def test_a_large_pair_is_sampled_in_chips_all_over(tmp_path):
     assert len({float(chip.hsi.sum()) for chip in chips}) == len(chips)
 
 
+def test_a_sample_is_bounded_in_fine_pixels_too(tmp_path):
+    pair = make_pair(tmp_path, height=60, width=40).open()
+    chips = sample_pair(pair, max_fine_px=RATIO**2 * 64)
+    assert [chip.hsi.shape for chip in chips] == [(1, BANDS, 8, 8)]
+
+
 def test_chips_look_for_valid_pixels(tmp_path):
     hsi = numbers(BANDS, 60, 40)
     hsi[:, 10:20, 10:30] = -99
