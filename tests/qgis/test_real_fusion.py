@@ -110,8 +110,8 @@ def test_a_fused_image_keeps_the_bands(fused, place):
 
 def test_numbers_of_a_fused_image_are_reflectance_in_qgis(fused, place):
     layers = [QgsRasterLayer(path, "x") for path in (fused["OUTPUT"], str(place / "truth.tif"))]
-    stored = gdal.Open(fused["OUTPUT"]).GetRasterBand(1).DataType
-    assert gdal.GetDataTypeName(stored) == "Int16"
+    dataset = gdal.Open(fused["OUTPUT"])  # newer bindings close it with the last name for it
+    assert gdal.GetDataTypeName(dataset.GetRasterBand(1).DataType) == "Int16"
     center = layers[0].extent().center()
     made, true = (
         layer.dataProvider().identify(center, QgsRaster.IdentifyFormatValue).results()

@@ -293,11 +293,8 @@ def real_scene():
 
 
 def packaged_model():
-    """The folder of the first package that the plugin brings; a skip says when there is none."""
-    found = sorted((ROOT / "resources" / "models").glob("*/model.json"))
-    if not found:
-        pytest.skip("resources/models has no package")
-    return found[0].parent
+    """The folder of the classifier that the plugin brings."""
+    return ROOT / "resources" / "models" / "berlin-enmap-landcover"
 
 
 def test_the_packaged_model_classifies_the_real_scene(tmp_path):
