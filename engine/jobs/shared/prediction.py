@@ -41,7 +41,10 @@ _USES: dict[Task, tuple[str, str]] = {
     "semantic-segmentation": ("classification", "'Classify land cover' takes this one"),
     "regression": ("estimates of a quantity", "'Estimate a quantity' takes this one"),
     "generative": ("pre-training", "trainings and distillations start from this one"),
-    "super-resolution": ("fusing two images", "'Fuse a hyperspectral and a multispectral image' takes it"),
+    "super-resolution": (
+        "fusing two images",
+        "'Fuse a hyperspectral and a multispectral image' takes this one",
+    ),
 }
 _WANTED: dict[Task, str] = {
     "semantic-segmentation": "Choose a classifier",

@@ -84,7 +84,7 @@ def test_model_of_a_quantity_is_refused_and_its_algorithm_named(request_of, save
 def test_fusion_is_refused_and_its_algorithm_named(request_of):
     with pytest.raises(PackageError, match="is for fusing two images, not for") as refusal:
         classify(request_of(model="berlin-enmap-fusion"), SilentFeedback())
-    assert "'Fuse a hyperspectral and a multispectral image' takes it" in refusal.value.remedy
+    assert "'Fuse a hyperspectral and a multispectral image' takes this" in refusal.value.remedy
 
 
 def test_unknown_model_is_refused(request_of):
