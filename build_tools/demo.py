@@ -122,8 +122,8 @@ def install(archive: Path, profiles: Path) -> Path:
 
 
 def model_properties(plugin: Path) -> dict[str, Any]:
-    """Return what is known about the packaged model."""
-    item = find_one(plugin / "resources" / "models", "*/model.json")
+    """Return what is known about the packaged classifier."""
+    item = find_one(plugin / "resources" / "models", "*-landcover/model.json")
     properties: dict[str, Any] = json.loads(item.read_text(encoding="utf-8"))["properties"]
     return properties
 
